@@ -1,0 +1,1 @@
+"""Data for training: the stream of slabs and the pairs cut from them."""

@@ -1,0 +1,187 @@
+"""`tera-mind inspect`: say what a file or folder of this project is and what it holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tera_mind.errors import FormatError, MissingFileError
+from tera_mind.formats.brain import Brain
+from tera_mind.formats.volume import Volume
+from tera_mind.geometry import Box
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a path is (`kind`), a few lines for people, and everything as plain JSON."""
+
+    path: Path
+    kind: str
+    lines: dict[str, str]
+    record: dict[str, Any]
+
+    def text(self) -> str:
+        """The readable summary."""
+        width = max(map(len, self.lines), default=0)
+        return "\n".join([f"{self.path}: {self.kind}", *(f"  {key:<{width}}  {v}" for key, v in self.lines.items())])
+
+
+def describe(path: Path) -> Description:
+    """Describe a brain store, volume, shard folder or checkpoint.
+
+    Raises `MissingFileError` when nothing is there and `FormatError` when it is none of these, or damaged.
+    """
+    if not path.exists():
+        raise MissingFileError(f"nothing is at {path}; inspect a brain store, volume, shard folder or checkpoint")
+    if path.is_file() and path.suffix == ".ckpt":
+        return _checkpoint(path)
+    if (path / "manifest.json").is_file():
+        return _shards(path)
+    if (path / "zarr.json").is_file():
+        kind = _store_kind(path / "zarr.json")
+        if kind == "brain":
+            return _brain(path)
+        if kind == "volume":
+            return _volume(path)
+    raise FormatError(f"{path} is no brain store, volume, shard folder or checkpoint of tera-mind")
+
+
+def _store_kind(path: Path) -> str | None:
+    try:
+        own = json.loads(path.read_text()).get("attributes", {}).get("tera_mind", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise FormatError(f"{path} is no zarr metadata ({error}); the store is damaged") from None
+    kind = own.get("format") if isinstance(own, dict) else None
+    return None if kind is None else str(kind)
+
+
+def _some(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names[:_SHOWN])) + (f", ... ({len(names)})" if len(names) > _SHOWN else "")
+
+
+def _size(shape: Sequence[int], pixel_um: float) -> str:
+    height, width = shape[-2:]
+    return f"{height} x {width} px of {pixel_um:.4g} um ({height * pixel_um:.0f} x {width * pixel_um:.0f} um)"
+
+
+def _brain(path: Path) -> Description:
+    brain = Brain.open(path)
+    total = sum(section.transcripts for section in brain.sections)
+    tissue = [float(np.mean(brain.tissue(index))) for index in range(len(brain.sections))]
+    area_um2 = np.array(tissue) * brain.canvas.height * brain.canvas.width * brain.pixel_um**2
+    ranges = (f"{stain} {low:g}..{high:g}" for stain, (low, high) in brain.intensity_range.items())
+    lines = {
+        "canvas": _size(brain.shape, brain.pixel_um),
+        "stains": _some(brain.stains),
+        "raw range": ", ".join(ranges),
+        "genes": f"{len(brain.genes)}: {', '.join(brain.genes[:_SHOWN])}{', ...' if len(brain.genes) > _SHOWN else ''}",
+        "sections": f"{len(brain.sections)}, z {brain.sections[0].z_um:g}..{brain.sections[-1].z_um:g} um",
+        "transcripts": f"{total:,} ({total / max(float(area_um2.sum()), 1e-9) * 100:.0f} per 100 um2 of tissue)",
+        "fingerprint": brain.fingerprint,
+    }
+    for section, share in list(zip(brain.sections, tissue, strict=True))[:_SHOWN]:
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in section.dropped.items()) or "none"
+        lines[f"section {section.name}"] = (
+            f"z {section.z_um:g} um, {section.transcripts:,} transcripts, tissue {share:.0%}, dropped: {dropped}"
+        )
+    record = dict(brain.attributes) | {"shape": list(brain.shape), "fingerprint": brain.fingerprint}
+    return Description(path, f"brain store, version {brain.attributes['version']}", lines, record)
+
+
+def _volume(path: Path) -> Description:
+    volume = Volume.open(path)
+    own = volume.attributes
+    corner = volume.image(Box(own.box.y0, min(own.box.y0 + 1, own.box.y1), own.box.x0, own.box.x0 + 1))
+    lines = {
+        "image": f"{_size(volume.shape, own.pixel_um)}, {corner.dtype}",
+        "stains": _some(own.stains),
+        "sections": _some(own.sections),
+        "of brain": f"{own.brain} ({own.brain_fingerprint}), box {own.box}",
+        "genes": own.genes,
+        "checkpoint": own.checkpoint,
+        "sampler": f"seed {own.seed}, {own.steps} steps, patches of {own.patch_px} px",
+    }
+    return Description(path, "generated volume (synthetic), version 1", lines, own.to_json())
+
+
+def _shards(path: Path) -> Description:
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path / 'manifest.json'} cannot be read ({error}); write the shards again") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != "shards":
+        raise FormatError(f"{path / 'manifest.json'} is no manifest of tera-mind shards")
+    return Description(path, f"training shards, version {manifest.get('version')}", _lines(manifest), manifest)
+
+
+def _checkpoint(path: Path) -> Description:
+    import torch
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FormatError(f"{path} is no checkpoint of plain data ({words}); is it damaged or incomplete?") from None
+    if not isinstance(checkpoint, dict):
+        raise FormatError(f"{path} is no checkpoint: expected a dictionary, got {type(checkpoint).__name__}")
+    state = checkpoint.get("state_dict", {})
+    weights = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    own = checkpoint.get("tera_mind")
+    record: dict[str, Any] = {
+        "format": "checkpoint",
+        "tera_mind": own,
+        "epoch": checkpoint.get("epoch"),
+        "global_step": checkpoint.get("global_step"),
+        "arrays": len(weights),
+        "numbers": sum(value.numel() for value in weights.values()),
+    }
+    lines = {"state": f"{record['arrays']} arrays, {record['numbers']:,} numbers"}
+    lines |= {key: str(record[key]) for key in ("epoch", "global_step") if record[key] is not None}
+    lines |= _lines(own) if isinstance(own, dict) else {"tera_mind": "no metadata: not a checkpoint of this project"}
+    return Description(path, "checkpoint", lines, record)
+
+
+def _lines(record: Mapping[str, Any]) -> dict[str, str]:
+    """One line a key: scalars as they are, lists by their first entries, tables by their keys."""
+    lines = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            lines[key] = ", ".join(
+                f"{name}={item}" if not isinstance(item, dict | list) else f"{name}({len(item)})"
+                for name, item in value.items()
+            )
+        elif isinstance(value, list):
+            plain = all(not isinstance(item, dict | list) for item in value)
+            lines[key] = _some(value) if plain else f"{len(value)} entries"
+        else:
+            lines[key] = str(value)
+    return lines
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print the summary of one path, or all its facts as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="tera-mind inspect",
+        description="Say what a brain store, generated volume, shard folder or checkpoint is and what it holds.",
+        epilog="example: tera-mind inspect brain.zarr --json | jq .sections",
+    )
+    parser.add_argument("path", type=Path, metavar="PATH")
+    parser.add_argument("--json", action="store_true", help="print every fact as JSON instead of a summary")
+    options = parser.parse_args(arguments)
+    description = describe(options.path)
+    if options.json:
+        facts = {"path": str(description.path), "kind": description.kind} | description.record
+        print(json.dumps(facts, indent=1, default=str))
+    else:
+        print(description.text())
+    return 0

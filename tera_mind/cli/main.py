@@ -1,0 +1,78 @@
+"""`tera-mind`: finds the subcommand's module, runs it, and turns user errors into one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from tera_mind import __version__
+from tera_mind.errors import TeraMindError
+
+#: subcommand -> (module in `tera_mind.cli`, one line of help), in the order of the data's way
+COMMANDS = {
+    "simulate": ("simulate", "make simulated tissue in MERSCOPE layout, with its truth"),
+    "ingest": ("ingest", "read instrument output (xenium, merscope) into a brain store"),
+    "inspect": ("inspect", "say what a brain store, shard folder, volume or checkpoint holds"),
+    "shards": ("shards", "cut a brain store into WebDataset training shards"),
+    "fit": ("fit", "train a model from a YAML file"),
+    "generate": ("generate", "paint a volume from genes with a trained checkpoint"),
+    "evaluate": ("evaluate", "compare generated volumes with the real brain, with controls"),
+    "report": ("report", "write report.html from an evaluation"),
+    "demo": ("demo", "tissue in, report out: the whole way of the data in one command"),
+    "verify": ("verify", "check this model against golden files of the published one"),
+    "import-checkpoint": ("import_checkpoint", "turn a published checkpoint into one of ours"),
+}
+
+
+class Command(Protocol):
+    """What a module of `tera_mind.cli` offers: `run(arguments) -> exit code` and parses its own arguments."""
+
+    def run(self, arguments: Sequence[str]) -> int: ...
+
+
+def build_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {words}" for name, (_, words) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="tera-mind",
+        description="The genes of a tissue paint its morphology.",
+        epilog=f"commands:\n{lines}\n\n`tera-mind COMMAND --help` explains one. Start with: tera-mind demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"tera-mind {__version__}")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; exit code 0, 1 (a check failed) or 2 (bad input)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        parser.print_help()
+        return 0
+    if arguments[0].startswith("-"):
+        parser.parse_args(arguments)
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        print(f"tera-mind: error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        command: Command = importlib.import_module(f"tera_mind.cli.{COMMANDS[name][0]}")
+        return command.run(arguments[1:])
+    except TeraMindError as error:
+        print(f"tera-mind {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ntera-mind {name}: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

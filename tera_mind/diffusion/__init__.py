@@ -1,0 +1,1 @@
+"""The diffusion process: schedule, steppers, loss."""

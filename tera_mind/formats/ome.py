@@ -1,0 +1,177 @@
+"""OME-Zarr 0.5 multiscale images, (c, z, y, x) uint8: creating them, their pyramids, and reading windows.
+
+Chunks are 256 px squares inside shards of at most 2048 px, one stain and one section each, zstd. Level k is the
+2 x 2 mean of level k - 1 in y and x. Source of the layout: OME-NGFF 0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from tera_mind.errors import FormatError
+from tera_mind.geometry import Box
+
+CHUNK_PX = 256
+SHARD_PX = 2048
+#: what zarr and its codecs raise on damaged data
+DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError)
+
+ZarrArray = zarr.Array[Any]
+_COLOURS = ("0000FF", "00FF00", "FF0000", "FFFF00", "FF00FF", "00FFFF", "FFFFFF")
+
+
+def _shard_px(size_px: int) -> int:
+    return min(SHARD_PX, -(-size_px // CHUNK_PX) * CHUNK_PX)
+
+
+def _level_shapes(shape: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
+    shapes = [shape]
+    while max(shapes[-1][2:]) > CHUNK_PX:
+        stain, section, height, width = shapes[-1]
+        shapes.append((stain, section, -(-height // 2), -(-width // 2)))
+    return shapes
+
+
+def _attributes(name: str, stains: Sequence[str], levels: int, pixel_um: float, section_um: float) -> dict[str, Any]:
+    axes = [{"name": "c", "type": "channel"}]
+    axes += [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"]
+    datasets = []
+    for level in range(levels):
+        size_um = pixel_um * 2**level
+        shift_um = (size_um - pixel_um) / 2  # the centre of a pooled pixel lies between those it was made of
+        datasets.append(
+            {
+                "path": str(level),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [1.0, section_um, size_um, size_um]},
+                    {"type": "translation", "translation": [0.0, 0.0, shift_um, shift_um]},
+                ],
+            }
+        )
+    channels = [
+        {
+            "label": stain,
+            "color": _COLOURS[index % len(_COLOURS)],
+            "active": True,
+            "window": {"start": 0, "end": 255, "min": 0, "max": 255},
+        }
+        for index, stain in enumerate(stains)
+    ]
+    multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": "2 x 2 mean"}
+    return {"version": "0.5", "multiscales": [multiscale], "omero": {"channels": channels}}
+
+
+def create_multiscale(
+    folder: Path,
+    shape: tuple[int, int, int, int],
+    *,
+    name: str,
+    stains: Sequence[str],
+    pixel_um: float,
+    section_um: float = 10.0,
+) -> ZarrArray:
+    """Create an empty multiscale group in `folder` and return level 0, (stain, section, y, x) uint8, for writing.
+
+    `section_um` is the spacing a viewer shows; OME-Zarr 0.5 knows no irregular one. Fill level 0 in the windows of
+    `shard_windows` (so that no shard is written twice), then call `build_pyramid`.
+    """
+    group = zarr.create_group(folder, zarr_format=3)
+    shapes = _level_shapes(shape)
+    for level, level_shape in enumerate(shapes):
+        group.create_array(
+            str(level),
+            shape=level_shape,
+            dtype="uint8",
+            chunks=(1, 1, CHUNK_PX, CHUNK_PX),
+            shards=(1, 1, _shard_px(level_shape[2]), _shard_px(level_shape[3])),
+            compressors=ZstdCodec(level=3),
+            fill_value=0,
+            dimension_names=("c", "z", "y", "x"),
+        )
+    group.attrs["ome"] = _attributes(name, stains, len(shapes), pixel_um, section_um)
+    return open_level(folder, mode="r+")
+
+
+def shard_windows(shape: tuple[int, ...]) -> Iterator[Box]:
+    """Windows of level 0 that each fill whole shards, row by row."""
+    height, width = shape[-2:]
+    return Box(0, height, 0, width).tiles(_shard_px(height), _shard_px(width))
+
+
+def open_level(folder: Path, level: int = 0, mode: Literal["r", "r+"] = "r") -> ZarrArray:
+    """Open one pyramid level. Raises `FormatError` when it is missing or no 4-D uint8."""
+    try:
+        array = zarr.open_array(folder / str(level), mode=mode)
+    except DAMAGE as error:
+        raise FormatError(f"expected an image level at {folder / str(level)}, found none ({error})") from None
+    if array.ndim != 4 or array.dtype != np.uint8:
+        raise FormatError(f"expected a 4-D uint8 image at {folder / str(level)}, got {array.ndim}-D {array.dtype}")
+    return array
+
+
+def pyramid_levels(folder: Path) -> int:
+    """Number of pyramid levels in a multiscale group."""
+    return sum(1 for path in folder.iterdir() if path.name.isdigit())
+
+
+def mean_pool(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Halve y and x of (..., y, x) by the rounded mean of 2 x 2 pixels; an odd last row or column counts twice."""
+    odd_y, odd_x = image.shape[-2] % 2, image.shape[-1] % 2
+    if odd_y or odd_x:
+        image = np.pad(image, [(0, 0)] * (image.ndim - 2) + [(0, odd_y), (0, odd_x)], mode="edge")
+    wide = image.astype(np.uint16)
+    total = wide[..., ::2, ::2] + wide[..., 1::2, ::2] + wide[..., ::2, 1::2] + wide[..., 1::2, 1::2]
+    return ((total + 2) // 4).astype(np.uint8)
+
+
+def build_pyramid(folder: Path) -> None:
+    """Fill levels 1, 2, ... from level 0, a shard at a time."""
+    for level in range(1, pyramid_levels(folder)):
+        fine, coarse = open_level(folder, level - 1), open_level(folder, level, "r+")
+        stains, sections, height, width = fine.shape
+        for box in shard_windows(coarse.shape):
+            source = Box(2 * box.y0, min(2 * box.y1, height), 2 * box.x0, min(2 * box.x1, width))
+            for stain in range(stains):
+                for section in range(sections):
+                    window = cast("NDArray[np.uint8]", fine[(stain, section, *source.slices())])
+                    if window.any():  # empty chunks are not stored
+                        coarse[(stain, section, *box.slices())] = mean_pool(window)
+
+
+def read_window(array: ZarrArray, box: Box, sections: Iterable[int], fill: int) -> NDArray[np.uint8]:
+    """Read (stain, section, y, x) uint8 of a box that may leave the image; what lies outside it is `fill`.
+
+    `sections` are indices on the z axis in any order; those that do not exist are `fill` throughout. Raises
+    `FormatError` when the stored data is damaged.
+    """
+    sections = list(sections)
+    stains, depth, height, width = array.shape
+    window = np.full((stains, len(sections), box.height, box.width), fill, np.uint8)
+    inside = box.intersect(Box(0, height, 0, width))
+    if inside.is_empty:
+        return window
+    target = inside.shift(-box.y0, -box.x0).slices()
+    try:
+        for first, last in _runs(sections, depth):
+            if 0 <= sections[first] < depth:
+                planes = slice(sections[first], sections[last - 1] + 1)
+                window[(slice(None), slice(first, last), *target)] = array[(slice(None), planes, *inside.slices())]
+    except DAMAGE as error:
+        raise FormatError(f"image data of {array.store_path} is damaged at {inside}: {error}; write it again") from None
+    return window
+
+
+def _runs(sections: list[int], depth: int) -> Iterator[tuple[int, int]]:
+    """Positions [first, last) of stretches of consecutive sections, wholly inside 0 .. depth - 1 or outside."""
+    first = 0
+    for index in range(1, len(sections) + 1):
+        if index == len(sections) or sections[index] != sections[index - 1] + 1 or sections[index] in {0, depth}:
+            yield first, index
+            first = index

@@ -1,0 +1,1 @@
+"""Readers of instrument output, into the brain store."""

@@ -1,0 +1,97 @@
+"""What every reader turns its format into: sections with lazy images and streams of transcripts, all in microns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tera_mind.errors import InputError
+from tera_mind.geometry import Box
+
+
+@runtime_checkable
+class Track(Protocol):
+    """A hook that reports progress: yields the items unchanged; `total` is None where it is unknown."""
+
+    def __call__(self, items: Iterable[Any], description: str, total: int | None = None) -> Iterable[Any]: ...
+
+
+def no_progress(items: Iterable[Any], description: str, total: int | None = None) -> Iterable[Any]:
+    """Report nothing."""
+    del description, total
+    return items
+
+
+@runtime_checkable
+class Plane(Protocol):
+    """A lazy 2-D image, uint8 or uint16."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """Pixels (y, x) of a box inside the image."""
+
+
+@dataclass(frozen=True)
+class StainImage:
+    """One stain of a section and its map from microns, (x_um, y_um, 1), to its pixels: 3 x 3."""
+
+    name: str
+    plane: Plane
+    um_to_px: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TranscriptBatch:
+    """Some transcripts: positions in microns, `gene` as an index into `names`; `dropped` counts those left out."""
+
+    x_um: NDArray[np.float64]
+    y_um: NDArray[np.float64]
+    gene: NDArray[np.int32]
+    names: Sequence[str]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SectionSource:
+    """A section as its instrument left it. `batches()` starts a new stream of its transcripts.
+
+    `panel` is the list of genes that the files declare; None where only the observed ones are known.
+    `expected_batches` is for progress only.
+    """
+
+    name: str
+    z_um: float
+    stains: tuple[StainImage, ...]
+    batches: Callable[[], Iterator[TranscriptBatch]]
+    panel: tuple[str, ...] | None = None
+    expected_batches: int | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A format: its settings are the fields of a dataclass, its sections come from one folder at a time."""
+
+    def sections(self, folder: Path, z_um: float) -> list[SectionSource]:
+        """The sections in a folder whose (first) section lies at `z_um`."""
+
+
+def pick_stains(available: Sequence[str], wanted: Sequence[str], folder: Path) -> list[str]:
+    """The wanted stains in the wanted order (all of them when none is named), matched without regard to case."""
+    if not wanted:
+        return list(available)
+    by_name = {name.lower(): name for name in available}
+    missing = [name for name in wanted if name.lower() not in by_name]
+    if missing:
+        raise InputError(
+            f"{folder} has stains {', '.join(available)}, not {', '.join(missing)}; name others in --stains"
+        )
+    return [by_name[name.lower()] for name in wanted]

@@ -1,0 +1,1 @@
+"""Measures of fidelity, seams and nuclei, and the controls beside them."""

@@ -1,0 +1,1 @@
+"""The gene-morph network."""

@@ -1,0 +1,164 @@
+"""The gene-morph UNet and its two paths (Tera-MIND, arXiv 2503.01220; symbols of `ModelConfig`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from tera_mind.model import collage
+from tera_mind.model.config import ModelConfig
+from tera_mind.model.genes import Counts, GenePyramid
+from tera_mind.model.layers import GeneAttentionBlock, ResBlock, RMSNorm, SectionConv, TimeEmbedding
+
+Planes = Float[Tensor, "b c y x"]
+
+
+@dataclass
+class Encoding:
+    """What the encoder leaves of each patch: bottleneck, skips in order of making, gene pyramid coarsest first."""
+
+    bottleneck: Float[Tensor, "b c z y x"]
+    skips: list[Float[Tensor, "b c z y x"]]
+    genes: list[Float[Tensor, "b c z y x"]]
+
+
+class Stage(nn.Module):
+    """One block of encoder or decoder: a residual block, attention to genes where asked, a resampling block after."""
+
+    def __init__(
+        self, block: ResBlock, attention: GeneAttentionBlock | None = None, after: ResBlock | None = None
+    ) -> None:
+        super().__init__()
+        self.block, self.attention, self.after = block, attention, after
+
+    def forward(
+        self, h: Float[Tensor, "b c z y x"], embedding: Float[Tensor, "b t"], genes: Float[Tensor, "b g z y x"]
+    ) -> Float[Tensor, "b c2 z y2 x2"]:
+        h = self.block(h, embedding)
+        if self.attention is not None:
+            h = self.attention(h, genes)
+        return h if self.after is None else self.after(h, embedding)
+
+
+class GeneMorphUNet(nn.Module):
+    """Encodes every small patch by itself; decodes it in place (patch path) or half a patch later (boundary path)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = [config.base_channels * m for m in config.channel_mult]
+        gene_widths = config.gene_channels[::-1]  # finest first, as the UNet's levels
+        z, time = config.sections, config.time_channels
+
+        def block(inputs: int, outputs: int, scale: str = "same") -> ResBlock:
+            return ResBlock(inputs, outputs, time, z, config.dropout, scale)
+
+        def attention(level: int, channels: int, *, always: bool = False) -> GeneAttentionBlock | None:
+            side = config.patch_px // 2**level
+            if not always and side != config.attention_px:
+                return None
+            return GeneAttentionBlock(channels, gene_widths[level], window_px=side // 2)
+
+        self.time = TimeEmbedding(config.base_channels, time)
+        self.pyramid = GenePyramid(config)
+        self.stem = SectionConv(config.stains, widths[0], 1, 3)
+        channels, skip_widths = widths[0], [widths[0]]
+        self.downs, self.encoder = nn.ModuleList(), nn.ModuleList()
+        for level, width in enumerate(widths):
+            if level:
+                self.downs.append(block(channels, channels, "down"))
+                skip_widths.append(channels)
+            for _ in range(config.res_blocks):
+                self.encoder.append(Stage(block(channels + gene_widths[level], width), attention(level, width)))
+                channels = width
+                skip_widths.append(width)
+        deepest = len(widths) - 1
+        middle = attention(deepest, channels, always=True)
+        self.middle = Stage(block(channels + gene_widths[deepest], channels), middle, block(channels, channels))
+        self.decoder = nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            for i in range(config.res_blocks + 1):
+                inputs = channels + skip_widths.pop() + gene_widths[level]
+                channels = widths[level]
+                up = block(channels, channels, "up") if level and i == config.res_blocks else None
+                self.decoder.append(Stage(block(inputs, channels), attention(level, channels), up))
+        self.norm = RMSNorm(channels, axis=1)
+        self.head = SectionConv(channels, config.stains, 1, 3)
+
+    @staticmethod
+    def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+        """Name and shape of every weight, without allocating any."""
+        with torch.device("meta"):
+            return {name: value.shape for name, value in GeneMorphUNet(config).named_parameters()}
+
+    def encode(self, x: Planes, embedding: Float[Tensor, "b t"], counts: Counts) -> Encoding:
+        """Encode patches (b, S*Z, P, P) with their counts (b, G, Zg, n, n); no patch sees another."""
+        genes = self.pyramid(counts)
+        h = self.stem(x.unflatten(1, (self.config.stains, self.config.sections)))
+        skips = [h]
+        for i, stage in enumerate(self.encoder):
+            level, first = divmod(i, self.config.res_blocks)
+            if level and not first:
+                h = self.downs[level - 1](h, embedding)
+                skips.append(h)
+            features = genes[-1 - level]
+            h = stage(torch.cat([h, features], dim=1), embedding, features)
+            skips.append(h)
+        h = self.middle(torch.cat([h, genes[0]], dim=1), embedding, genes[0])
+        return Encoding(h, skips, genes)
+
+    def decode(self, encoding: Encoding, embedding: Float[Tensor, "b t"]) -> Planes:
+        """Decode features of any patch grid into planes (b, S*Z, side, side)."""
+        h, skips = encoding.bottleneck, list(encoding.skips)
+        for i, stage in enumerate(self.decoder):
+            features = encoding.genes[i // (self.config.res_blocks + 1)]
+            h = stage(torch.cat([h, skips.pop(), features], dim=1), embedding, features)
+        return self.head(F.silu(self.norm(h))).flatten(1, 2)
+
+    def reassemble(self, encoding: Encoding, rows: int, columns: int) -> Encoding:
+        """Features of the half-shifted encoder grid, cut into rows x columns patches with the configured margin."""
+
+        def shifted(features: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b2 c z y2 x2"]:
+            margin = self.config.margin_px * features.shape[-1] // self.config.patch_px
+            return collage.reassemble(features, rows, columns, margin)
+
+        return Encoding(
+            shifted(encoding.bottleneck), [shifted(s) for s in encoding.skips], [shifted(g) for g in encoding.genes]
+        )
+
+    def boundary_with_margin(
+        self, x: Planes, t: Integer[Tensor, " g"], counts: Counts, rows: int, columns: int
+    ) -> Float[Tensor, "out c side side"]:
+        """The boundary-aware path alone, its decoded margin kept: (g*R*K, S*Z, P + 2 margin, P + 2 margin).
+
+        x: (g*(R+1)*(K+1), S*Z, P, P) encoder patches of g regions, order (region, row, column); t: (g,) one timestep
+        a region; counts: (g*(R+1)*(K+1), G, Zg, n, n).
+        """
+        embedding = self.time(t)
+        encoding = self.encode(x, embedding.repeat_interleave((rows + 1) * (columns + 1), 0), counts)
+        return self.decode(self.reassemble(encoding, rows, columns), embedding.repeat_interleave(rows * columns, 0))
+
+    def boundary(
+        self, x: Planes, t: Integer[Tensor, " g"], counts: Counts, rows: int, columns: int
+    ) -> Float[Tensor, "out c p p"]:
+        """The boundary-aware path as generation uses it: (g*R*K, S*Z, P, P), the margin cropped away."""
+        out = self.boundary_with_margin(x, t, counts, rows, columns)
+        margin = self.config.margin_px
+        return out[..., margin : out.shape[-2] - margin, margin : out.shape[-1] - margin]
+
+    def forward(
+        self, x: Float[Tensor, "b4 c p p"], t: Integer[Tensor, " b"], counts: Counts
+    ) -> tuple[Float[Tensor, "b4 c p p"], Float[Tensor, "b c side side"]]:
+        """Both paths on groups of 2 x 2 patches, as training uses them.
+
+        x: (4b, S*Z, P, P), order (sample, row, column); t: (b,); counts: (4b, G, Zg, n, n). Returns the patch path's
+        prediction (4b, S*Z, P, P) and the boundary path's (b, S*Z, P + 2 margin, P + 2 margin), centred.
+        """
+        embedding = self.time(t)
+        each = embedding.repeat_interleave(4, 0)
+        encoding = self.encode(x, each, counts)
+        return self.decode(encoding, each), self.decode(self.reassemble(encoding, 1, 1), embedding)

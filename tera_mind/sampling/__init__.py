@@ -1,0 +1,1 @@
+"""Samplers: from noise and genes to a volume."""

@@ -1,0 +1,1 @@
+"""Simulated tissue with its truth."""

@@ -1,0 +1,155 @@
+"""Files and folders appear whole or not at all: on success, on failure, and when the process is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tera_mind.formats.atomic import atomic_directory, atomic_file
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fail_in_file(path: Path, error: BaseException) -> None:
+    with atomic_file(path) as partial:
+        partial.write_text("half")
+        raise error
+
+
+def fail_in_folder(path: Path, error: BaseException) -> None:
+    with atomic_directory(path) as partial:
+        (partial / "half").write_text("half")
+        raise error
+
+
+def test_a_file_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "metrics.json"
+    for text in ("old", "new"):
+        with atomic_file(path) as partial:
+            partial.write_text(text)
+            assert partial.parent == path.parent, "a rename is atomic only inside one file system"
+    assert path.read_text() == "new"
+    assert names_in(path.parent) == ["metrics.json"]
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+    with atomic_file(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failed_file_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        fail_in_file(tmp_path / "metrics.json", error())
+    assert names_in(tmp_path) == []
+
+
+def test_a_failed_file_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="stop"):
+        fail_in_file(path, ValueError("stop"))
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == ["metrics.json"]
+
+
+def test_a_folder_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "brain.zarr"
+    for name in ("old", "new"):
+        with atomic_directory(path) as partial:
+            (partial / "images").mkdir()
+            (partial / "images" / name).write_text(name)
+    assert names_in(path.parent) == ["brain.zarr"]
+    assert names_in(path / "images") == ["new"], "nothing of the old folder may show through"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failed_folder_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        fail_in_folder(tmp_path / "brain.zarr", error())
+    assert names_in(tmp_path) == []
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "brain.zarr"
+    path.mkdir()
+    (path / "old").write_text("old")
+    with pytest.raises(ValueError, match="stop"):
+        fail_in_folder(path, ValueError("stop"))
+    assert names_in(tmp_path) == ["brain.zarr"]
+    assert (path / "old").read_text() == "old"
+
+
+def test_a_folder_starts_empty(tmp_path: Path) -> None:
+    path = tmp_path / "brain.zarr"
+    leftover = tmp_path / f".{path.name}.partial-{os.getpid()}"
+    leftover.mkdir()
+    (leftover / "stale").write_text("stale")
+    with atomic_directory(path) as partial:
+        (partial / "new").write_text("new")
+    assert names_in(path) == ["new"]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from tera_mind.formats.atomic import atomic_directory, atomic_file
+kind, path = sys.argv[1], Path(sys.argv[2])
+if kind == "file":
+    with atomic_file(path) as partial:
+        with partial.open("w") as stream:
+            stream.write("half")
+            stream.flush()
+            print("writing", flush=True)
+            time.sleep(60)
+else:
+    with atomic_directory(path) as partial:
+        (partial / "half").write_text("half")
+        print("writing", flush=True)
+        time.sleep(60)
+"""
+
+
+def kill_while_writing(kind: str, path: Path) -> None:
+    """Start a process that writes `path`, and kill it in the middle, so that no clean-up code runs."""
+    process = subprocess.Popen([sys.executable, "-c", KILLED, kind, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.kill()
+    assert process.wait(timeout=30) == -signal.SIGKILL
+    process.stdout.close()
+
+
+def test_a_killed_process_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+    kill_while_writing("file", path)
+    assert path.read_text() == "old"
+
+
+def test_a_killed_process_leaves_no_half_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    kill_while_writing("file", path)
+    assert not path.exists()
+    with atomic_file(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_a_killed_process_leaves_the_old_folder_whole(tmp_path: Path) -> None:
+    path = tmp_path / "brain.zarr"
+    path.mkdir()
+    (path / "old").write_text("old")
+    kill_while_writing("folder", path)
+    assert names_in(path) == ["old"]
+    assert (path / "old").read_text() == "old"

@@ -1,0 +1,187 @@
+"""Each metric against an independent implementation or a case whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+import skimage.metrics
+from scipy import ndimage, stats
+
+from tera_mind.errors import InputError
+from tera_mind.formats.brain import Transcripts
+from tera_mind.geometry import Box
+from tera_mind.metrics import bootstrap, controls, fidelity, frechet, seams
+from tera_mind.metrics.measure import holds_transcripts
+
+
+@pytest.fixture
+def pair():
+    random = np.random.default_rng(3)
+    real = ndimage.gaussian_filter(random.uniform(0, 255, (3, 40, 40)), (0, 1.5, 1.5))
+    real = (real - real.min()) / np.ptp(real) * 255
+    return np.clip(real + random.normal(0, 20, real.shape), 0, 255).astype(np.uint8), real.astype(np.uint8)
+
+
+def test_psnr_and_ssim_agree_with_skimage(pair):
+    image, real = pair
+    expected = [skimage.metrics.peak_signal_noise_ratio(r, i, data_range=255) for i, r in zip(*pair, strict=True)]
+    np.testing.assert_allclose(fidelity.psnr(image, real), expected, rtol=1e-9)
+    for index, score in enumerate(fidelity.ssim(image, real)):
+        # the window sees the image mirrored at its edges; skimage mirrors otherwise, so it is given a margin
+        wide = [np.pad(x[index].astype(float), 10, mode="reflect") for x in (real, image)]
+        _, scores = skimage.metrics.structural_similarity(
+            *wide, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+        )
+        assert score == pytest.approx(scores[10:-10, 10:-10].mean(), abs=1e-4)
+
+
+def test_equal_patches_score_best(pair):
+    _, real = pair
+    assert fidelity.psnr(real, real) == pytest.approx(10 * np.log10(255**2 * 12))
+    assert fidelity.ssim(real, real) == pytest.approx(1)
+    assert fidelity.pearson_patches(real, real) == pytest.approx(1)
+
+
+def test_pearson_agrees_with_scipy_and_knows_constants(pair):
+    image, real = pair
+    expected = [stats.pearsonr(i.ravel(), r.ravel()).statistic for i, r in zip(*pair, strict=True)]
+    np.testing.assert_allclose(fidelity.pearson_patches(image, real), expected, rtol=1e-9)
+    flat = np.full_like(real, 9)
+    np.testing.assert_array_equal(fidelity.pearson_patches(flat, real), 0)
+    assert np.isnan(fidelity.pearson_patches(image, flat)).all()
+
+
+def test_ssim_refuses_tiny_patches():
+    with pytest.raises(InputError, match="at least 11 px"):
+        fidelity.ssim(np.zeros((1, 8, 8)), np.zeros((1, 8, 8)))
+
+
+def test_interval_covers_like_the_normal_theory():
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    found = bootstrap.mean_interval(values, 2000, 0)
+    half = 1.96 * values.std(ddof=1) / 20
+    assert found.value == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - half, abs=0.04)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.04)
+    assert found == bootstrap.mean_interval(np.append(values, np.nan), 2000, 0)
+
+
+def test_interval_does_not_depend_on_the_block_of_draws(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(50, 2))
+    whole = bootstrap.interval(values, bootstrap.pearson, 300, 7)
+    monkeypatch.setattr(bootstrap, "_DRAWN_AT_ONCE", 50 * 7)
+    assert bootstrap.interval(values, bootstrap.pearson, 300, 7) == pytest.approx(whole)
+    assert whole.value == pytest.approx(stats.pearsonr(*values.T).statistic)
+
+
+def test_uncomputable_figures_are_none():
+    assert bootstrap.mean_interval(np.zeros(0), 10, 0) == (None, None, None, 0)
+    assert bootstrap.interval(np.ones((5, 2)), bootstrap.pearson, 10, 0).value is None
+    assert bootstrap.interval(np.zeros((5, 2)), bootstrap.ratio_of_sums, 10, 0).value is None
+
+
+def slow_seam_index(image, patch_px, shift):
+    border, inside = [], []
+    for axis in (0, 1):
+        for line in range(1, image.shape[axis]):
+            step = np.abs(np.take(image, line, axis).astype(float) - np.take(image, line - 1, axis))
+            (border if (line - shift) % patch_px == 0 else inside).append(step)
+    return np.mean(np.concatenate(border)) / np.mean(np.concatenate(inside))
+
+
+def test_seam_index_agrees_with_brute_force():
+    image = np.random.default_rng(0).integers(0, 255, (37, 50), np.uint8)
+    found = seams.seam_index(seams.segments(image, 8), seams.phase_sums(image, 8), 100, 0)
+    assert found.estimate.value == pytest.approx(slow_seam_index(image, 8, 0))
+    np.testing.assert_allclose(found.phases, [slow_seam_index(image, 8, shift) for shift in range(8)])
+
+
+def test_seam_index_sees_steps_at_borders_only():
+    random = np.random.default_rng(0)
+    image = ndimage.gaussian_filter(random.uniform(0, 255, (256, 256)), 2) * 4 - 380
+    steps = np.kron(random.choice([-3.0, 3.0], (16, 16)), np.ones((16, 16)))
+    clean, stepped = (
+        seams.seam_index(seams.segments(x, 16), seams.phase_sums(x, 16), 500, 0) for x in (image, image + steps)
+    )
+    assert clean.estimate.low <= 1 <= clean.estimate.high
+    assert stepped.estimate.value > clean.estimate.high
+    assert np.argmax(stepped.phases) == 0
+    # the same steps off the grid are no seams of this grid
+    moved = np.roll(image + steps, 5, (0, 1))
+    assert np.argmax(seams.seam_index(seams.segments(moved, 16), seams.phase_sums(moved, 16), 10, 0).phases) == 5
+
+
+def test_frechet_agrees_with_the_matrix_square_root():
+    random = np.random.default_rng(0)
+    first, second = random.normal(size=(200, 6)), random.normal(0.3, 1.5, size=(150, 6))
+    space = frechet.FeatureSpace(np.zeros(6), np.eye(6))
+    c1, c2 = np.cov(first.T), np.cov(second.T)
+    expected = np.square(first.mean(0) - second.mean(0)).sum()
+    expected += np.trace(c1 + c2 - 2 * scipy.linalg.sqrtm(c1 @ c2).real)
+    assert frechet.frechet_distance(first, second, space) == pytest.approx(expected, rel=1e-9)
+    assert frechet.frechet_distance(first, first, space) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_outside_the_leading_directions_compares_total_variance():
+    random = np.random.default_rng(0)
+    first = random.normal(size=(400, 8)) * [5, 5, 1, 1, 1, 1, 1, 1]
+    space = frechet.feature_space(first, 2)
+    wider = first * [1, 1, 2, 2, 2, 2, 2, 2]
+    # six directions of variance 1 against 4: sqrt(6) (2 - 1), squared
+    assert frechet.frechet_distance(wider, first, space) == pytest.approx(6, rel=0.15)
+
+
+def test_frechet_grows_with_blur_and_noise():
+    random = np.random.default_rng(0)
+    side = 256
+    y, x = np.indices((side, side))
+    image = np.full((side, side), 15.0)
+    for cy, cx, radius in zip(*random.uniform([[0], [0], [6]], [[side], [side], [14]], (3, 70)), strict=True):
+        image[np.hypot(y - cy, x - cx) < radius] = random.uniform(80, 200)
+    image = np.clip(image + random.normal(0, 5, image.shape), 0, 255)
+    boxes = frechet.tile_boxes(side, side)
+    assert len(boxes) == 25
+    assert all((box.height, box.width) == (128, 128) for box in boxes)
+
+    def features(x):
+        return frechet.image_features(np.clip(x, 0, 255).astype(np.uint8), boxes)
+
+    real = features(image)
+    space = frechet.feature_space(real, frechet.components_for(len(boxes)))
+    blurred = [
+        frechet.frechet_distance(features(ndimage.gaussian_filter(image, s)), real, space) for s in (0.5, 1, 2, 4)
+    ]
+    assert blurred == sorted(blurred)
+    noisy = [
+        frechet.frechet_distance(features(image + random.normal(0, s, image.shape)), real, space) for s in (5, 20, 60)
+    ]
+    assert noisy == sorted(noisy)
+    assert blurred[0] > 1e-3
+
+
+def test_ridge_solution_agrees_with_least_squares():
+    random = np.random.default_rng(0)
+    x = np.column_stack([random.normal(size=(80, 5)), np.ones(80)])
+    y = x @ random.normal(size=(6, 2)) + random.normal(size=(80, 2))
+    plain = controls.solve_ridge(x.T @ x, x.T @ y, 0.0)
+    np.testing.assert_allclose(plain, np.linalg.lstsq(x, y, rcond=None)[0], atol=1e-8)
+    strength = 0.3 * np.mean(np.diag(x.T @ x)[:-1])
+    rows = np.vstack([x, np.sqrt(strength) * np.eye(6)[:5]])
+    expected = np.linalg.lstsq(rows, np.vstack([y, np.zeros((5, 2))]), rcond=None)[0]
+    np.testing.assert_allclose(controls.solve_ridge(x.T @ x, x.T @ y, 0.3), expected, atol=1e-8)
+
+
+def test_neighbourhood_lists_the_nine_bins():
+    layers = np.arange(2 * 4 * 5, dtype=float).reshape(2, 4, 5)
+    features = controls.neighbourhood(layers)
+    assert features.shape == (2 * 3, 19)
+    row, column = 1, 2
+    expected = [layers[c, row + y, column + x] for y in range(3) for x in range(3) for c in range(2)]
+    np.testing.assert_array_equal(features[row * 3 + column], [*expected, 1])
+
+
+def test_boxes_with_transcripts_are_found():
+    rows = Transcripts(*(np.array(v, np.int32) for v in ([0, 7, 30], [3, 4, 0], [0, 0, 0], [1, 1, 1])))
+    boxes = list(Box(0, 8, 0, 8).tiles(4, 4))
+    np.testing.assert_array_equal(holds_transcripts(rows, boxes), [True, False, False, True])
