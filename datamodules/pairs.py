@@ -183,7 +183,7 @@ class PairLoader:
                 try:
                     raise item
                 finally:
-                    # error and frame would hold each other, and workers found by the cycle collector end only by time-out
+                    # else error and frame hold each other, and workers that the cycle collector frees end by time-out
                     del item, items
             yield item
 

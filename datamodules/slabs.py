@@ -149,9 +149,7 @@ def _grid(start: int, stop: int, origin: int, stride: int) -> range:
 BatchMaker = Callable[[list[tuple[Draw, Slab]]], object]
 
 
-def slab_stream(
-    batches: TrainingBatches | FixedBatches, reader: SlabReader, make_batch: BatchMaker
-) -> Any:
+def slab_stream(batches: TrainingBatches | FixedBatches, reader: SlabReader, make_batch: BatchMaker) -> Any:
     """A WebDataset pipeline: draws of every step -> split over workers -> slabs read and made into a batch.
 
     A shard that cannot be read ends the stream with the `FormatError` as its last item: raised in a worker process it

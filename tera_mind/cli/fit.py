@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -37,7 +38,10 @@ def run(arguments: Sequence[str]) -> int:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     torch.set_float32_matmul_precision("high")
     # Lightning's own advice about worker counts and sync; users meet it in its documentation
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for advice in (".*does not have many workers.*", ".*args parameter is intended.*", ".*exists and is not empty.*"):
+        warnings.filterwarnings("ignore", message=advice)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in str(record.msg))
     if any(argument in {"-h", "--help"} for argument in arguments):
         print("Train a model from a YAML file. Every key of the file can be overridden by name.\n")
         print(EXAMPLES)

@@ -27,7 +27,10 @@ example:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tera-mind shards", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_Formatter
+        prog="tera-mind shards",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("brains", nargs="+", metavar="BRAIN.zarr", help="brain stores, made by `tera-mind ingest`")
@@ -59,15 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="sections of genes a sample sees; 1, 2, 4, 8 image sections come with them (default: %(default)s)",
     )
     add("--common-genes", action="store_true", help="keep the genes that all brains have (default: panels must agree)")
-    add("--shard-mb", type=float, default=64, metavar="MB", help="size of a tar (default: %(default)s)")
+    add("--shard-mb", type=float, default=64.0, metavar="MB", help="size of a tar (default: %(default)s)")
     add("--skip-empty", action="store_true", help="leave out slabs without tissue")
     add("--overwrite", action="store_true", help="replace DIR if it is there")
     add("--dry-run", action="store_true", help="say what would be written, write nothing")
     return parser
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the paragraphs and lines of description and example."""
 
 
 def run(arguments: Sequence[str]) -> int:

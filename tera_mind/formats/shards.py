@@ -274,7 +274,7 @@ def write_shards(
     out: str | Path,
     plan: ShardPlan,
     *,
-    shard_mb: float = 64,
+    shard_mb: float = 64.0,
     overwrite: bool = False,
     progress: Callable[[Iterable[Place]], Iterable[Place]] = iter,
 ) -> Manifest:

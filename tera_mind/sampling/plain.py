@@ -7,13 +7,13 @@ masked: around the region they are the tissue's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from tera_mind import noise
@@ -32,7 +32,8 @@ CountSource = Callable[[Box], Float[Tensor, "gene section bin_y bin_x"]]
 #: start and step noise of a box: (step) -> (stain * section, y, x); step 0 is x_T
 NoiseSource = Callable[[int], Float[Tensor, "channel y x"]]
 Stepper = Literal["ddim", "ddpm"]
-Track = Callable[[Iterable[Box]], Iterable[Box]]
+#: called after each block, so that progress can be shown
+OnBlock = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def predict(
     counts: CountSource,
     region: Box,
     settings: SamplerSettings,
-    track: Track = iter,
+    on_block: OnBlock = lambda: None,
 ) -> Float[Tensor, "channel y x"]:
     """The boundary-aware path's output over a whole region of x_t, block by block."""
     side, halo = network.config.patch_px, network.config.halo_px
@@ -77,7 +78,7 @@ def predict(
     padded = F.pad(x, (halo, halo, halo, halo), value=OUTSIDE)
     out = torch.empty_like(x)
     t = torch.tensor([timestep], device=device)
-    for patch_box in track(list(blocks(region.height // side, region.width // side, settings.block))):
+    for patch_box in blocks(region.height // side, region.width // side, settings.block):
         rows, columns = patch_box.height, patch_box.width
         y, x0 = patch_box.y0 * side, patch_box.x0 * side
         window = padded[:, y : y + (rows + 1) * side, x0 : x0 + (columns + 1) * side]
@@ -91,6 +92,7 @@ def predict(
             columns,
         )
         out[(..., *pixels.slices())] = from_patches(patches, rows, columns)[0].to(out)
+        on_block()
     return out
 
 
@@ -100,7 +102,7 @@ def sample_steps(
     noise_source: NoiseSource,
     region: Box,
     settings: SamplerSettings,
-    track: Track = iter,
+    on_block: OnBlock = lambda: None,
 ) -> Iterator[Float[Tensor, "channel y x"]]:
     """Yield the state after each step, from noise to image (stain * section, y, x) in [-1, 1].
 
@@ -117,7 +119,7 @@ def sample_steps(
     rows = zip(path.timesteps, path.alpha_bar, path.alpha_bar_previous, strict=True)
     for number, (timestep, bar, bar_previous) in enumerate(rows, start=1):
         a, a_previous = torch.tensor(bar, dtype=x.dtype), torch.tensor(bar_previous, dtype=x.dtype)
-        output = predict(network, x, timestep, counts, region, settings, track)
+        output = predict(network, x, timestep, counts, region, settings, on_block)
         x0 = image_of(settings.prediction, output, x, a)
         if settings.stepper == "ddim":
             x = ddim_step(x, x0, a, a_previous)
@@ -126,6 +128,6 @@ def sample_steps(
         yield x
 
 
-def to_uint8(image: Float[Tensor, "channel y x"]) -> Float[Tensor, "channel y x"] | Tensor:
+def to_uint8(image: Float[Tensor, "channel y x"]) -> UInt8[Tensor, "channel y x"]:
     """[-1, 1] to 0..255, the inverse of x / 127.5 - 1, rounded to nearest."""
     return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
