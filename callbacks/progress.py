@@ -42,7 +42,8 @@ class BudgetProgress(ProgressBar):
         )
         self._progress = Progress(*columns, console=Console(file=sys.stderr), refresh_per_second=2)
         self._progress.start()
-        self._task = self._progress.add_task("", total=1.0, completed=self._used(pl_module))
+        self._task = self._progress.add_task("", total=1.0)
+        self._progress.update(self._task, completed=self._used(pl_module))
 
     def on_train_batch_end(
         self,

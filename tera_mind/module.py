@@ -79,13 +79,13 @@ class GeneMorphModule(lightning.LightningModule):
         margin_px: int = 0,
         prediction: Prediction = "epsilon",
         patch_weight: float = 1.0,
-        learning_rate: float = 2e-5,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        decay: Decay = "constant",
+        learning_rate: float = 2e-5,  # noqa: ARG002 (read from hparams)
+        weight_decay: float = 0.0,  # noqa: ARG002 (read from hparams)
+        warmup_steps: int = 0,  # noqa: ARG002 (read from hparams)
+        decay: Decay = "constant",  # noqa: ARG002 (read from hparams)
         decay_share: float = 0.5,
         init_from: str | None = None,
-        seed: int = 0,
+        seed: int = 0,  # noqa: ARG002 (read from hparams)
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -185,7 +185,7 @@ class GeneMorphModule(lightning.LightningModule):
 
     def rate_factor(self, step: int, used: float) -> float:
         """Learning rate over its peak at an optimiser step, when a share `used` of the budget is gone."""
-        factor = min(1.0, (step + 1) / max(1, self.hparams["warmup_steps"]))
+        factor: float = min(1.0, (step + 1) / max(1, self.hparams["warmup_steps"]))
         if self.hparams["decay"] == "cosine":
             share: float = self.hparams["decay_share"]
             late = min(1.0, max(0.0, (used - (1 - share)) / share))

@@ -20,6 +20,8 @@ import tera_mind
 from tera_mind.errors import InputError, MissingFileError, TeraMindError
 from tera_mind.formats.atomic import atomic_file
 
+#: size of the simulated tissue: enough to learn from, small enough for the minutes
+SIMULATED = ("--height-um", "320", "--width-um", "520")
 TRAIN, TEST = ":,:60%", ":,60%:"
 VOLUMES = {"generated": "as measured", "shuffled": "shuffled", "zeroed": "zeroed"}
 #: seconds a megapixel and volume that evaluation and report take on one core, with a fixed part; measured, rounded up
@@ -45,7 +47,12 @@ def parser() -> argparse.ArgumentParser:
     add("--input", type=Path, default=None, help="Xenium or MERSCOPE folder (default: simulated tissue)")
     add("--out", type=Path, default=Path("demo-run"), help="folder for everything (default: demo-run)")
     add("--minutes", type=float, default=10.0, help="time for all stages together (default: 10)")
-    add("--recipe", type=Path, default=None, help="YAML for `tera-mind fit` (default: experiments/demo.yaml)")
+    add(
+        "--recipe",
+        type=Path,
+        default=None,
+        help="YAML for `tera-mind fit` (default: demo.yaml, for --input tissue.yaml)",
+    )
     add("--pixel-um", type=float, default=0.425, help="pixel size to work at (default: 0.425)")
     add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
@@ -68,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.minutes <= 0:
         raise InputError(f"--minutes must be above 0, got {options.minutes:g}")
     out: Path = options.out
-    recipe = options.recipe or default_recipe()
+    recipe = options.recipe or default_recipe(real=options.input is not None, device=options.device)
     if not recipe.is_file():
         raise MissingFileError(f"no recipe at {recipe}: give a YAML file for `tera-mind fit`")
     stages = list(plan(options, recipe, start))
@@ -86,7 +93,9 @@ def run(arguments: Sequence[str]) -> int:
             print(f"{heading}: done before ({stage.done})", flush=True)
             continue
         given = stage.arguments()
-        print(f"{heading}  ({max(0.0, left):.1f} min left)\n  tera-mind {stage.command} {shlex.join(given)}", flush=True)
+        print(
+            f"{heading}  ({max(0.0, left):.1f} min left)\n  tera-mind {stage.command} {shlex.join(given)}", flush=True
+        )
         module = __import__(f"tera_mind.cli.{stage.command}", fromlist=["run"])
         module.run(given)
         if stage.command == "fit":
@@ -96,9 +105,12 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def default_recipe() -> Path:
-    """experiments/demo.yaml of the source tree this package runs from."""
-    path = Path(tera_mind.__file__).resolve().parents[1] / "experiments" / "demo.yaml"
+def default_recipe(*, real: bool, device: str) -> Path:
+    """The recipe of `experiments/` for simulated or real tissue on this device, in the tree this package runs from."""
+    from tera_mind.cli.devices import choose_device
+
+    name = "demo.yaml" if not real else "tissue_gpu.yaml" if choose_device(device).type == "cuda" else "tissue.yaml"
+    path = Path(tera_mind.__file__).resolve().parents[1] / "experiments" / name
     if not path.is_file():
         raise MissingFileError(f"no {path}: run the demo from a clone of the repository, or give --recipe FILE.yaml")
     return path
@@ -137,14 +149,30 @@ def plan(options: argparse.Namespace, recipe: Path, start: float) -> list[Stage]
         tissue = out / "simulated"
         seed, pixel = str(options.seed), str(options.pixel_um)
         stages.append(
-            Stage("simulate", lambda: ["--out", str(tissue), "--seed", seed, "--pixel-um", pixel], tissue / "simulation.json")
+            Stage(
+                "simulate",
+                lambda: [*SIMULATED, "--out", str(tissue), "--seed", seed, "--pixel-um", pixel],
+                tissue / "simulation.json",
+            )
         )
     stages.append(Stage("ingest", lambda: ingest_arguments(tissue, brain, options.pixel_um), brain))
     crop = str(2 * recipe_value(recipe, "data", "patch_px"))
     stages.append(
         Stage(
             "shards",
-            lambda: [str(brain), "--train", TRAIN, "--val", TEST, "--crop-px", crop, "--core-px", "128", "--out", str(shards)],
+            lambda: [
+                str(brain),
+                "--train",
+                TRAIN,
+                "--val",
+                TEST,
+                "--crop-px",
+                crop,
+                "--core-px",
+                "128",
+                "--out",
+                str(shards),
+            ],
             shards / "manifest.json",
         )
     )
@@ -207,9 +235,7 @@ def recipe_value(recipe: Path, part: str, key: str) -> Any:
         raise InputError(f"recipe {recipe} has no readable {part}.{key}: {error}") from error
 
 
-def fit_arguments(
-    options: argparse.Namespace, recipe: Path, shards: Path, training: Path, start: float
-) -> list[str]:
+def fit_arguments(options: argparse.Namespace, recipe: Path, shards: Path, training: Path, start: float) -> list[str]:
     """Arguments for `tera-mind fit`: all the time that generation, evaluation and report will not need."""
     from tera_mind.cli.devices import choose_device, choose_precision
     from tera_mind.formats.brain import Brain
@@ -217,7 +243,9 @@ def fit_arguments(
     device = choose_device(options.device)
     brain = Brain.open(options.out / "brain.zarr")
     megapixels = len(brain.sections) * brain.canvas.height * brain.canvas.width * 0.4 / 1e6
-    later = EVALUATE_S + EVALUATE_S_PER_MEGAPIXEL * megapixels * len(VOLUMES) + generation_seconds(recipe, shards, options)
+    later = (
+        EVALUATE_S + EVALUATE_S_PER_MEGAPIXEL * megapixels * len(VOLUMES) + generation_seconds(recipe, shards, options)
+    )
     seconds = options.minutes * 60 - (time.monotonic() - start) - later
     if seconds < 30:
         raise TeraMindError(

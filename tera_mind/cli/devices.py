@@ -23,7 +23,7 @@ def choose_device(name: str) -> torch.device:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is in the hardware, and so faster than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     try:
         capabilities = torch.cpu.get_capabilities()
     except (AttributeError, RuntimeError):  # older torch: unknown, so take the sure way

@@ -41,7 +41,9 @@ def run(arguments: Sequence[str]) -> int:
     for advice in (".*does not have many workers.*", ".*args parameter is intended.*", ".*exists and is not empty.*"):
         warnings.filterwarnings("ignore", message=advice)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in str(record.msg))
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in str(record.msg)
+    )
     if any(argument in {"-h", "--help"} for argument in arguments):
         print("Train a model from a YAML file. Every key of the file can be overridden by name.\n")
         print(EXAMPLES)

@@ -15,7 +15,8 @@ TIMESTEPS = 1000
 
 def alpha_bars(beta_start: float = 1e-4, beta_end: float = 0.02) -> NDArray[np.float64]:
     """Share of signal power left at each of the T timesteps, prod(1 - beta): (T,), falling from 0.9999 to 4e-5."""
-    return np.cumprod(1.0 - np.linspace(beta_start, beta_end, TIMESTEPS, dtype=np.float64))
+    bars: NDArray[np.float64] = np.cumprod(1.0 - np.linspace(beta_start, beta_end, TIMESTEPS, dtype=np.float64))
+    return bars
 
 
 def step_counts() -> tuple[int, ...]:
@@ -37,7 +38,9 @@ class Respaced:
     @property
     def betas(self) -> NDArray[np.float64]:
         """Betas of the respaced process, cleanest step first."""
-        return 1.0 - np.array(self.alpha_bar[::-1]) / np.array(self.alpha_bar_previous[::-1])
+        bars, previous = np.array(self.alpha_bar[::-1]), np.array(self.alpha_bar_previous[::-1])
+        betas: NDArray[np.float64] = 1.0 - bars / previous
+        return betas
 
 
 def respace(steps: int) -> Respaced:
@@ -52,7 +55,8 @@ def respace(steps: int) -> Respaced:
         above = min((n for n in possible if n > steps), default=None)
         nearest = " and ".join(str(n) for n in (below, above) if n is not None)
         raise InputError(
-            f"{steps} sampling steps have no integer stride over {TIMESTEPS} timesteps; the nearest that exist: {nearest}"
+            f"{steps} sampling steps have no integer stride over {TIMESTEPS} timesteps; "
+            f"the nearest that exist: {nearest}"
         )
     timesteps = tuple(reversed(range(0, TIMESTEPS, strides[0])))
     bars = alpha_bars()

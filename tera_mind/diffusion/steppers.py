@@ -17,8 +17,7 @@ def ddim_step(x_t: Array, x0: Array, alpha_bar: Array, alpha_bar_previous: Array
 def ddpm_step(x_t: Array, x0: Array, alpha_bar: Array, alpha_bar_previous: Array, noise: Array) -> Array:
     """Ancestral step: a draw of q(x_{t-1} | x_t, x_0) (Ho 2020, eq. 6-7); no noise is added at the last step."""
     alpha = alpha_bar / alpha_bar_previous
-    mean = (
-        alpha_bar_previous.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - alpha_bar_previous) * x_t
-    ) / (1 - alpha_bar)
+    weight_x0 = alpha_bar_previous.sqrt() * (1 - alpha) / (1 - alpha_bar)
+    weight_x_t = alpha.sqrt() * (1 - alpha_bar_previous) / (1 - alpha_bar)
     variance = (1 - alpha) * (1 - alpha_bar_previous) / (1 - alpha_bar)
-    return mean + variance.sqrt() * noise
+    return weight_x0 * x0 + weight_x_t * x_t + variance.sqrt() * noise

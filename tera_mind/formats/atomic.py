@@ -1,4 +1,7 @@
-"""Files and folders that appear whole or not at all: written beside, made durable, renamed."""
+"""Files and folders that appear whole or not at all: written beside, made durable, renamed.
+
+What a killed process left beside its output is swept when the same output is written again.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,12 @@ def fsync_path(path: Path) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it replaces `path`, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    _sweep(path)
+    partial = _beside(path, "partial")
     try:
         yield partial
         fsync_path(partial)
-        os.replace(partial, path)
+        partial.replace(path)
         fsync_path(path.parent)
     finally:
         partial.unlink(missing_ok=True)
@@ -34,11 +38,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` to fill; on success it replaces `path`, on failure it is removed."""
+    """Yield an empty folder beside `path` to fill; on success it replaces `path`, on failure it is removed.
+
+    A folder cannot be renamed over another, so the old one is first put aside; it comes back where the second
+    rename fails, and at the next writing where the process died between the two.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    _sweep(path)
+    partial, old = _beside(path, "partial"), _beside(path, "old")
+    _remove(partial)
     partial.mkdir()
     try:
         yield partial
@@ -47,9 +55,51 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 fsync_path(Path(folder) / name)
             fsync_path(Path(folder))
         if path.exists():
-            os.replace(path, old)
-        os.replace(partial, path)
+            path.replace(old)
+        try:
+            partial.replace(path)
+        except BaseException:
+            if old.exists():
+                old.replace(path)
+            raise
         fsync_path(path.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(partial)
+        if path.exists():
+            _remove(old)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}-{os.getpid()}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what dead processes left of writing `path`, and give back an old folder that one had put aside."""
+    for kind in ("partial", "old"):
+        prefix = f".{path.name}.{kind}-"
+        for left in path.parent.iterdir():
+            pid = left.name.removeprefix(prefix)
+            if not left.name.startswith(prefix) or not pid.isdecimal() or _alive(int(pid)):
+                continue
+            if kind == "old" and not path.exists():
+                left.replace(path)
+            else:
+                _remove(left)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this machine has the number; one that may not be signalled counts as alive."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

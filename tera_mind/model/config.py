@@ -97,7 +97,7 @@ class ModelConfig:
     @property
     def deepest_px(self) -> int:
         """Side of a small patch at the deepest level."""
-        return self.patch_px // 2 ** (len(self.channel_mult) - 1)
+        return self.patch_px // (1 << (len(self.channel_mult) - 1))
 
     @property
     def gene_channels(self) -> tuple[int, ...]:
@@ -115,4 +115,5 @@ class ModelConfig:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ModelConfig:
-        return ModelConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        sizes: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return ModelConfig(**sizes)

@@ -5,6 +5,8 @@ It depends on neither the noise nor the timestep.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -82,7 +84,7 @@ class GenePyramid(nn.Module):
             self.first = LowRankConv(config.genes, config.gene_rank, kernel_z)
         widths = config.gene_channels
         self.levels = nn.ModuleList(
-            SectionConv(a, b, 1, 3) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            SectionConv(a, b, 1, 3) for a, b in itertools.pairwise(widths)
         )
 
     def tokens(self, counts: Counts) -> Float[Tensor, "b gene d"]:

@@ -139,7 +139,8 @@ class ResBlock(nn.Module):
         h = self.norm_out(h) * (1 + scale) + shift
         h = self.conv_out(self.dropout(F.silu(h)))
         skip: Tensor = self.skip(resample(x, self.scale))
-        return skip + h
+        out: Tensor = skip + h
+        return out
 
 
 class MLP(nn.Module):

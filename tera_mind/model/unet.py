@@ -21,9 +21,9 @@ Planes = Float[Tensor, "b c y x"]
 class Encoding:
     """What the encoder leaves of each patch: bottleneck, skips in order of making, gene pyramid coarsest first."""
 
-    bottleneck: Float[Tensor, "b c z y x"]
-    skips: list[Float[Tensor, "b c z y x"]]
-    genes: list[Float[Tensor, "b c z y x"]]
+    bottleneck: Float[Tensor, "b _ z _ _"]
+    skips: list[Float[Tensor, "b _ z _ _"]]
+    genes: list[Float[Tensor, "b _ z _ _"]]
 
 
 class Stage(nn.Module):
@@ -117,7 +117,8 @@ class GeneMorphUNet(nn.Module):
         for i, stage in enumerate(self.decoder):
             features = encoding.genes[i // (self.config.res_blocks + 1)]
             h = stage(torch.cat([h, skips.pop(), features], dim=1), embedding, features)
-        return self.head(F.silu(self.norm(h))).flatten(1, 2)
+        out: Tensor = self.head(F.silu(self.norm(h)))
+        return out.flatten(1, 2)
 
     def reassemble(self, encoding: Encoding, rows: int, columns: int) -> Encoding:
         """Features of the half-shifted encoder grid, cut into rows x columns patches with the configured margin."""
