@@ -1,7 +1,7 @@
 # What a reader of this repository types. Everything lives in $(VENV); nothing else on the machine is touched.
 #   make demo DEMO_ARGS="--input FOLDER --minutes 30"
 #   make setup PYTHON=python3.12
-#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu    (Linux without a GPU: a smaller torch)
+#   make setup TORCH_INDEX=URL    (a package index with another build of torch, such as a CPU-only one)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -153,7 +153,9 @@ class GeneMorphModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # keyed by batches seen, not by call order, so that a resumed run draws what the uninterrupted one would
-        index = self.global_step * self.trainer.accumulate_grad_batches + batch_idx % self.trainer.accumulate_grad_batches
+        index = (
+            self.global_step * self.trainer.accumulate_grad_batches + batch_idx % self.trainer.accumulate_grad_batches
+        )
         loss = self.loss(batch, self._generator(0, index))
         size = batch["image"].shape[0]
         self.log("train/loss", loss.total, prog_bar=True, batch_size=size)

@@ -1,11 +1,12 @@
 """Files and folders that appear whole or not at all: written beside, made durable, renamed.
 
-What a killed process left beside its output is swept when the same output is written again.
+What a killed process of this machine left beside its output is swept when the same output is written again.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,6 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     partial, old = _beside(path, "partial"), _beside(path, "old")
-    _remove(partial)
     partial.mkdir()
     try:
         yield partial
@@ -82,16 +82,15 @@ def _remove(path: Path) -> None:
 
 def _sweep(path: Path) -> None:
     """Remove what dead processes left of writing `path`, and give back an old folder that one had put aside."""
-    for kind in ("partial", "old"):
-        prefix = f".{path.name}.{kind}-"
-        for left in path.parent.iterdir():
-            pid = left.name.removeprefix(prefix)
-            if not left.name.startswith(prefix) or not pid.isdecimal() or _alive(int(pid)):
-                continue
-            if kind == "old" and not path.exists():
-                left.replace(path)
-            else:
-                _remove(left)
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(partial|old)-(\d+)")
+    for left in sorted(path.parent.iterdir()):
+        match = pattern.fullmatch(left.name)
+        if match is None or (int(match[2]) != os.getpid() and _alive(int(match[2]))):
+            continue
+        if match[1] == "old" and not path.exists():
+            left.replace(path)
+        else:
+            _remove(left)
 
 
 def _alive(pid: int) -> bool:

@@ -117,7 +117,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(info, network.eval(), hashlib.sha256(path.read_bytes()).hexdigest(), path)
 
 
-def checkpoint_content(info: CheckpointInfo, network: GeneMorphUNet, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def checkpoint_content(
+    info: CheckpointInfo, network: GeneMorphUNet, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
     """What to `torch.save` for a network that was not trained by Lightning here."""
     state = {_PREFIX + name: value.detach().to(dtype).cpu() for name, value in network.state_dict().items()}
     return {"tera_mind": info.to_dict(), "state_dict": state}

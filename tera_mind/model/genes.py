@@ -83,9 +83,7 @@ class GenePyramid(nn.Module):
         else:
             self.first = LowRankConv(config.genes, config.gene_rank, kernel_z)
         widths = config.gene_channels
-        self.levels = nn.ModuleList(
-            SectionConv(a, b, 1, 3) for a, b in itertools.pairwise(widths)
-        )
+        self.levels = nn.ModuleList(SectionConv(a, b, 1, 3) for a, b in itertools.pairwise(widths))
 
     def tokens(self, counts: Counts) -> Float[Tensor, "b gene d"]:
         """A patch's counts as one token a gene, features in the order (section, bin_y, bin_x)."""

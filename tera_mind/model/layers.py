@@ -79,7 +79,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.axis = axis
 
-    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def forward(self, x: Float[Tensor, ...]) -> Float[Tensor, ...]:
         shape = [1] * x.ndim
         shape[self.axis] = -1
         out: Tensor = _RMSNormFunction.apply(x, self.weight.view(shape), self.axis)
