@@ -31,4 +31,4 @@ class LastCheckpoint(ModelCheckpoint):
         del pl_module
         if trainer.global_step > 0:
             assert self.dirpath is not None
-            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", weights_only=False)

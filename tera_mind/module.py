@@ -180,7 +180,10 @@ class GeneMorphModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         del batch, batch_idx
-        rate = self.hparams["learning_rate"] * self.rate_factor(self.global_step, self.budget_used())
+        used = self.budget_used()
+        if self.trainer.world_size > 1:  # clocks differ; another rate on each rank would let their weights drift apart
+            used = self.trainer.strategy.broadcast(used)
+        rate = self.hparams["learning_rate"] * self.rate_factor(self.global_step, used)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate

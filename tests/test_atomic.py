@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,6 +146,55 @@ def test_a_killed_process_leaves_no_half_file(tmp_path: Path) -> None:
     with atomic_file(path) as partial:
         partial.write_text("new")
     assert path.read_text() == "new"
+
+
+def dead_process() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait(timeout=30)
+    return process.pid
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_directory])
+def test_leftovers_of_dead_processes_are_swept(tmp_path: Path, write: Callable[[Path], Any]) -> None:
+    dead, alive = dead_process(), os.getppid()
+    (tmp_path / f".out.partial-{dead}").mkdir()
+    (tmp_path / f".out.partial-{dead}" / "half").write_text("half")
+    kept = [f".out.partial-{alive}", f".out.partial-{dead}.txt", f".other.partial-{dead}"]
+    for name in kept:
+        (tmp_path / name).write_text("of another process or another output")
+    with write(tmp_path / "out") as partial:
+        if write is atomic_file:
+            partial.write_text("new")
+    assert names_in(tmp_path) == sorted([*kept, "out"])
+
+
+def test_a_folder_put_aside_by_a_process_that_died_comes_back(tmp_path: Path) -> None:
+    aside = tmp_path / f".brain.zarr.old-{dead_process()}"
+    aside.mkdir()
+    (aside / "old").write_text("old")
+    with pytest.raises(ValueError, match="stop"):
+        fail_in_folder(tmp_path / "brain.zarr", ValueError("stop"))
+    assert names_in(tmp_path) == ["brain.zarr"]
+    assert (tmp_path / "brain.zarr" / "old").read_text() == "old"
+
+
+def test_the_old_folder_comes_back_when_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "brain.zarr"
+    path.mkdir()
+    (path / "old").write_text("old")
+    replace = Path.replace
+
+    def failing(self: Path, to: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError("no space left on device")
+        return replace(self, to)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(OSError, match="no space"), atomic_directory(path) as partial:
+        (partial / "new").write_text("new")
+    assert names_in(tmp_path) == ["brain.zarr"]
+    assert names_in(path) == ["old"]
 
 
 def test_a_killed_process_leaves_the_old_folder_whole(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tera_mind.cli.main import main
 from tera_mind.formats.brain import Brain
 from tera_mind.simulate.anatomy import REGIONS, Anatomy
 from tera_mind.simulate.cells import make_cells
+from tera_mind.simulate.optics import render
 from tera_mind.simulate.tissue import ORIGIN_UM
 from tera_mind.simulate.transcripts import MARKERS, expression, make_transcripts, panel
 
@@ -75,7 +76,7 @@ def test_densities_and_spacing_are_as_stated() -> None:
 
 
 def test_markers_mark_their_types() -> None:
-    means = pd.DataFrame(expression(40, seed=0), index=panel(40))
+    means = pd.DataFrame(expression(40), index=panel(40))
     assert means.loc["Slc17a7", 0] > 50 * means.loc["Slc17a7", 4]
     assert means.loc["Aqp4"].idxmax() == 4
     assert means.loc["Mog"].idxmax() == 5
@@ -124,6 +125,9 @@ def test_image_and_transcripts_agree_after_the_real_reader(tissue: Path, tmp_pat
         (["--height-um", "5"], "at least 60 um"),
         (["--sections", "0"], "above 0"),
         (["--pixel-um", "9"], "0.05 to 2"),
+        (["--height-um", "nan"], "finite"),
+        (["--seed", "-1"], "not negative"),
+        (["--height-um", "90000", "--width-um", "90000"], "GB"),
     ],
 )
 def test_bad_values_are_one_line(
@@ -135,6 +139,33 @@ def test_bad_values_are_one_line(
     assert words in error
     assert "\n" not in error
     assert not out.exists()
+
+
+def test_out_that_is_a_file_or_holds_a_torn_marker_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "unfinished.json").write_text('{"hei')
+    for name, words in (("file", "is a file"), ("torn", "--overwrite")):
+        assert main(["simulate", "--out", str(tmp_path / name), *SMALL]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_cells_larger_than_the_texture_tile_are_drawn() -> None:
+    anatomy = Anatomy(60.0, 60.0, seed=0)
+    cells = make_cells(anatomy, 0, 0.0).head(1).assign(y_um=30.0, x_um=30.0, soma_um=16.0)
+    picture = render(cells, anatomy, 0, 0.0, 0.05)
+    assert picture.dapi[picture.labels > 0].mean() > 2 * picture.dapi[picture.labels == 0].mean()
+
+
+def test_tissues_of_other_seeds_share_the_biology() -> None:
+    totals = []
+    for seed in (0, 1):
+        anatomy = Anatomy(400.0, 600.0, seed)
+        rows = make_transcripts(make_cells(anatomy, 0, 0.0), 120, anatomy, 0, 0.0)
+        totals.append(np.bincount(rows["gene"], minlength=125)[len(MARKERS) : 120])
+    assert np.corrcoef(np.log1p(totals))[0, 1] > 0.9
 
 
 def test_existing_output_dry_run_and_interruption(tissue: Path, tmp_path: Path) -> None:

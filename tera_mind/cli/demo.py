@@ -78,6 +78,8 @@ def run(arguments: Sequence[str]) -> int:
     recipe = options.recipe or default_recipe(real=options.input is not None, device=options.device)
     if not recipe.is_file():
         raise MissingFileError(f"no recipe at {recipe}: give a YAML file for `tera-mind fit`")
+    if options.input is not None:
+        ingest_arguments(options.input, out / "brain.zarr", options.pixel_um)  # refused before anything is written
     stages = list(plan(options, recipe, start))
     if options.dry_run:
         for number, stage in enumerate(stages, start=1):
@@ -97,7 +99,9 @@ def run(arguments: Sequence[str]) -> int:
             f"{heading}  ({max(0.0, left):.1f} min left)\n  tera-mind {stage.command} {shlex.join(given)}", flush=True
         )
         module = __import__(f"tera_mind.cli.{stage.command}", fromlist=["run"])
-        module.run(given)
+        code: int = module.run(given)
+        if code:
+            return code
         if stage.command == "fit":
             stage.done.touch()
     print(f"\nthe demo took {(time.monotonic() - start) / 60:.1f} minutes")
@@ -129,12 +133,13 @@ def claim(out: Path, options: argparse.Namespace, recipe: Path) -> None:
     if record.exists():
         before: dict[str, Any] = json.loads(record.read_text())
         changed = sorted(key for key in settings if before.get(key) != settings[key])
+        if changed == ["minutes"] and not (out / "training" / "finished").exists():
+            changed = []  # more time may be given until training is over
         if changed:
             raise InputError(
                 f"{out} holds a demo with other settings ({', '.join(changed)}): give another --out, or remove it"
             )
-        return
-    if out.exists() and any(out.iterdir()):
+    elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty and holds no demo: give another --out")
     with atomic_file(record) as partial:
         partial.write_text(json.dumps(settings, indent=2))
@@ -259,6 +264,7 @@ def fit_arguments(options: argparse.Namespace, recipe: Path, shards: Path, train
         "--trainer.max_time", f"00:{hours:02d}:{minutes:02d}:{rest:02d}", "--seed_everything", str(options.seed),
         "--data.seed", str(options.seed), "--model.seed", str(options.seed),
         "--trainer.accelerator", "gpu" if device.type == "cuda" else "cpu",
+        "--trainer.devices", "1",  # for more, Lightning would start this very command, the demo, again
     ]  # fmt: skip
     if choose_precision("auto", device) == "bf16":
         given += ["--trainer.precision", "bf16-mixed"]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -59,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _sections(text: str | None, group: int | None, brain: Brain, gene_sections: int) -> tuple[int, ...]:
     count = brain.shape[1]
+    if text is not None and group is not None:
+        raise InputError("give --sections or --group, not both")
     if group is not None:
         groups = section_groups(count, gene_sections)
         if not 0 <= group < len(groups):
@@ -68,7 +71,7 @@ def _sections(text: str | None, group: int | None, brain: Brain, gene_sections: 
         return tuple(range(count))
     first, colon, last = text.partition(":")
     try:
-        return tuple(range(count)[slice(int(first or 0), int(last or count))]) if colon else (int(first),)
+        return tuple(range(int(first or 0), int(last or count))) if colon else (int(first),)
     except ValueError:
         raise InputError(f"--sections is a number or first:last, got {text!r}") from None
 
@@ -98,7 +101,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     describe(job, wanted or brain.canvas)
     if options.dry_run:
-        return dry_run(job)
+        return dry_run(job, device)
     columns = (
         TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TextColumn("passes"), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
@@ -123,11 +126,10 @@ def describe(job: Generation, wanted: Box) -> None:
         print(f"warning: {len(job.missing_genes)} genes are taken as zero: {', '.join(job.missing_genes)}")
 
 
-def dry_run(job: Generation) -> int:
+def dry_run(job: Generation, device: torch.device) -> int:
     """Time two single passes (the first warms up) and say what the whole would cost; writes nothing."""
     side = job.checkpoint.info.model.patch_px * job.block
     region = job.region.intersect(Box(job.region.y0, job.region.y0 + side, job.region.x0, job.region.x0 + side))
-    device = choose_device("auto")
     seconds = 0.0
     for _ in range(2):
         start = time.monotonic()

@@ -16,7 +16,7 @@ Track = Callable[[Iterable[T]], Iterator[T]]
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items while a bar with the remaining time runs on standard error (silent when it is no terminal)."""
+    """Yield the items while a bar with the remaining time runs on standard error (its last state where no terminal)."""
     if total is None:
         total = len(items) if isinstance(items, Sized) else None
     columns = (

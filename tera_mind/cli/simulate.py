@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tera_mind.cli.progress import track
 from tera_mind.errors import InputError
+from tera_mind.formats.atomic import atomic_file
 from tera_mind.simulate.tissue import Simulation, section_name, write_section, write_settings
 
 
@@ -73,7 +74,9 @@ def run(arguments: Sequence[str]) -> int:
 def _claim(simulation: Simulation, out: Path, *, overwrite: bool) -> None:
     """Take the folder; an interrupted run with the same settings is gone on with, anything else is refused."""
     marker, settings = out / "unfinished.json", asdict(simulation)
-    if marker.exists() and json.loads(marker.read_text()) == settings:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: --out names a folder to write")
+    if marker.is_file() and _settings_in(marker) == settings:
         return
     if out.exists() and any(out.iterdir()):
         if not overwrite:
@@ -83,4 +86,13 @@ def _claim(simulation: Simulation, out: Path, *, overwrite: bool) -> None:
                 shutil.rmtree(child)
         (out / "simulation.json").unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps(settings))
+    with atomic_file(marker) as partial:
+        partial.write_text(json.dumps(settings))
+
+
+def _settings_in(marker: Path) -> object:
+    """What an interrupted run noted; None where it cannot be read, which matches no run."""
+    try:
+        return json.loads(marker.read_text())
+    except ValueError:
+        return None

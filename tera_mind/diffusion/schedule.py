@@ -15,8 +15,7 @@ TIMESTEPS = 1000
 
 def alpha_bars(beta_start: float = 1e-4, beta_end: float = 0.02) -> NDArray[np.float64]:
     """Share of signal power left at each of the T timesteps, prod(1 - beta): (T,), falling from 0.9999 to 4e-5."""
-    bars: NDArray[np.float64] = np.cumprod(1.0 - np.linspace(beta_start, beta_end, TIMESTEPS, dtype=np.float64))
-    return bars
+    return np.asarray(np.cumprod(1.0 - np.linspace(beta_start, beta_end, TIMESTEPS)), dtype=np.float64)
 
 
 def step_counts() -> tuple[int, ...]:

@@ -103,7 +103,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     values = content["tera_mind"]
     if values.get("version") != VERSION:
         raise FormatError(f"{path} has checkpoint version {values.get('version')}; this release reads {VERSION}")
-    info = CheckpointInfo.from_dict(values)
+    try:
+        info = CheckpointInfo.from_dict(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"{path} describes its network in a way that cannot be read: {error!r}") from error
     network = GeneMorphUNet(info.model)
     state: dict[str, Tensor] = {
         name.removeprefix(_PREFIX): value.float()

@@ -152,7 +152,10 @@ class GeneMorphUNet(nn.Module):
         return out[..., margin : out.shape[-2] - margin, margin : out.shape[-1] - margin]
 
     def forward(
-        self, x: Float[Tensor, "b4 c p p"], t: Integer[Tensor, " b"], counts: Counts
+        self,
+        x: Float[Tensor, "b4 c p p"],
+        t: Integer[Tensor, " b"],
+        counts: Float[Tensor, "b4 gene section bin_y bin_x"],
     ) -> tuple[Float[Tensor, "b4 c p p"], Float[Tensor, "b c side side"]]:
         """Both paths on groups of 2 x 2 patches, as training uses them.
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tera_mind.diffusion.schedule import respace
 from tera_mind.errors import InputError, PanelMismatchError
 from tera_mind.formats.atomic import atomic_file
 from tera_mind.formats.brain import Brain
@@ -59,6 +60,14 @@ class Generation:
         if unknown or not self.sections:
             raise InputError(f"the brain has sections 0 to {self.brain.shape[1] - 1}, asked for {self.sections}")
         panel_index(self.brain.genes, info.genes, allow_missing=self.allow_missing_genes)
+        if len(info.stains) != info.model.stains:
+            raise PanelMismatchError(f"the checkpoint names {len(info.stains)} stains and makes {info.model.stains}")
+        if self.genes == "shuffled" and info.model.bins % 2:
+            raise InputError(
+                f"genes are shuffled in half patches, which {info.model.bins} bins a patch cannot be cut into; "
+                "use a model whose patch has an even number of bins"
+            )
+        respace(self.steps)  # a number of steps that does not exist is refused before any work
 
     @property
     def missing_genes(self) -> list[str]:
@@ -114,8 +123,6 @@ def generate_group(
     """One section group: uint8 (stain, section, y, x), all Z sections, surplus ones included."""
     info = job.checkpoint.info
     index = panel_index(job.brain.genes, info.genes, allow_missing=job.allow_missing_genes)
-    if info.stains and len(info.stains) != info.model.stains:
-        raise PanelMismatchError(f"the checkpoint names {len(info.stains)} stains and makes {info.model.stains}")
     counts = count_source(
         job.brain,
         group.genes,

@@ -38,7 +38,9 @@ def render(cells: pd.DataFrame, anatomy: Anatomy, section: int, z_um: float, pix
     """Images of a section at `pixel_um`; pixel (0, 0) covers [0, pixel_um) um."""
     height, width = _pixels(anatomy, pixel_um)
     random = np.random.default_rng([anatomy.seed, _TEXTURE, section])
-    grain = gaussian_filter(random.standard_normal((512, 512)), max(0.3, 0.45 / pixel_um), mode="wrap")
+    largest_um = max(cells["soma_um"].max() * 1.3, cells["major_um"].max()) if len(cells) else 0.0
+    side = max(512, 2 * int(np.ceil(largest_um / pixel_um)) + 4)  # every cell's window must fit
+    grain = gaussian_filter(random.standard_normal((side, side)), max(0.3, 0.45 / pixel_um), mode="wrap")
     grain /= grain.std()
     sharp, soft = np.zeros((2, height, width)), np.zeros((2, height, width))
     labels, depth = np.zeros((height, width), np.int32), np.zeros((height, width))
@@ -88,7 +90,7 @@ def _draw(
     bend = 0.25 if kind.axis_ratio < 0.5 else 0.0
     radius2 = u**2 + (v - bend * (u**2 - 0.4) * major / minor * 0.5) ** 2
     dome = np.sqrt(np.clip(1 - radius2, 0, None))
-    top, left = random.integers(0, 512 - (y1 - y0)), random.integers(0, 512 - (x1 - x0))
+    top, left = random.integers(0, len(grain) - (y1 - y0)), random.integers(0, len(grain) - (x1 - x0))
     chromatin = 1 + kind.texture * grain[top : top + y1 - y0, left : left + x1 - x0]
     for _ in range(kind.chromocentres):
         place, at = 0.65 * np.sqrt(random.random()), random.uniform(0, 2 * np.pi)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from tera_mind.simulate.transcripts import BLANKS, DENSITY_UM2, make_transcripts
 ORIGIN_UM = (-37.25, 118.5)
 #: y pixels are this much larger than x pixels, as real transforms have it
 Y_STRETCH = 1.000005
+#: a section is made whole in memory; above this it is refused
+MEMORY_GB = 8.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Simulation:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.height_um, self.width_um, self.pixel_um, self.section_um))):
+            raise InputError("sizes of simulated tissue must be finite numbers")
         if min(self.height_um, self.width_um) < 60 or not 0.05 <= self.pixel_um <= 2:
             raise InputError(
                 f"simulated tissue is at least 60 um a side at 0.05 to 2 um a pixel, got {self.height_um:g} x "
@@ -45,6 +50,11 @@ class Simulation:
         if self.sections < 1 or self.seed < 0 or self.section_um <= 0:
             raise InputError("sections and section_um must be above 0 and the seed not negative")
         panel(self.genes)
+        if self.memory_gb > MEMORY_GB:
+            raise InputError(
+                f"a section of {self.height_um:g} x {self.width_um:g} um at {self.pixel_um:g} um with {self.genes} genes "
+                f"needs about {self.memory_gb:.0f} GB, at most {MEMORY_GB:g} are allowed: make it smaller or coarser"
+            )
 
     @property
     def pixels(self) -> tuple[int, int]:
@@ -55,6 +65,13 @@ class Simulation:
     def transcripts_about(self) -> int:
         """Roughly how many transcripts a section gets."""
         return round(0.9 * DENSITY_UM2 * self.height_um * self.width_um)
+
+    @property
+    def memory_gb(self) -> float:
+        """Roughly the most memory a section takes: its images, the cell-by-gene counts and the transcript table."""
+        height, width = self.pixels
+        cells = 0.004 * self.height_um * self.width_um
+        return (130.0 * height * width + 32.0 * self.genes * cells + 400.0 * self.transcripts_about) / 1e9
 
 
 def section_name(section: int) -> str:

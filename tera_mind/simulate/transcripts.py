@@ -11,6 +11,7 @@ from tera_mind.simulate.anatomy import Anatomy
 from tera_mind.simulate.cells import NAMES, TYPES
 
 _PANEL, _COUNTS, _FLOOR = 4, 5, 6  # purposes of random keys
+_BIOLOGY = 0  # what all brains share is keyed by this, not by the seed of a tissue
 
 #: mean count of a marker in a cell of each type, in the order of `TYPES`; 0.15 where nothing is known
 MARKERS: dict[str, tuple[float, ...]] = {
@@ -56,28 +57,29 @@ def panel(genes: int) -> tuple[str, ...]:
     return (*MARKERS, *(f"Gene_{number:04d}" for number in range(1, genes - len(MARKERS) + 1)))
 
 
-def expression(genes: int, seed: int) -> NDArray[np.float64]:
+def expression(genes: int) -> NDArray[np.float64]:
     """Mean count of every gene in a cell of every type, (gene, type), before the global factor.
 
-    Genes that are no marker: lognormal (median 0.15, sigma 1.2), raised tenfold in one to three random types.
+    Genes that are no marker: lognormal (median 0.15, sigma 1.2), raised tenfold in one to three random types. It is the
+    same whatever the seed of the tissue: a gene means the same in every simulated brain.
     """
-    random = np.random.default_rng([seed, _PANEL])
+    random = np.random.default_rng([_BIOLOGY, _PANEL])
     others = random.lognormal(np.log(0.15), 1.2, genes - len(MARKERS))[:, None] * np.ones(len(TYPES))
     for row in others:
         row[random.choice(len(TYPES), random.integers(1, 4), replace=False)] *= 10
     return np.concatenate([np.array(list(MARKERS.values())), others])
 
 
-def nuclear_bias(genes: int, seed: int) -> NDArray[np.float64]:
+def nuclear_bias(genes: int) -> NDArray[np.float64]:
     """How strongly each gene's transcripts stay in the nucleus, about 0.45 to 1.7."""
-    return np.random.default_rng([seed, _PANEL, 1]).lognormal(0.0, 0.4, genes).clip(0.3, 2.0)
+    return np.random.default_rng([_BIOLOGY, _PANEL, 1]).lognormal(0.0, 0.4, genes).clip(0.3, 2.0)
 
 
 def make_transcripts(cells: pd.DataFrame, genes: int, anatomy: Anatomy, section: int, z_um: float) -> pd.DataFrame:
     """Transcripts of a section: `y_um`, `x_um`, `gene` (index; the last `BLANKS` indices are blank barcodes)."""
     random = np.random.default_rng([anatomy.seed, _COUNTS, section])
     kind = cells["kind"].to_numpy()
-    means = expression(genes, anatomy.seed)[:, kind] * cells["library"].to_numpy()
+    means = expression(genes)[:, kind] * cells["library"].to_numpy()
     step = 10.0
     rows, columns = np.mgrid[step / 2 : anatomy.height_um : step, step / 2 : anatomy.width_um : step]
     tissue_um2 = (anatomy.region(rows, columns, z_um) > 0).mean() * anatomy.height_um * anatomy.width_um
@@ -87,7 +89,7 @@ def make_transcripts(cells: pd.DataFrame, genes: int, anatomy: Anatomy, section:
     gene, cell = np.nonzero(counts)
     repeats = counts[gene, cell]
     gene, cell = np.repeat(gene, repeats), np.repeat(cell, repeats)
-    y, x = _positions(cells, cell, nuclear_bias(genes, anatomy.seed)[gene], random)
+    y, x = _positions(cells, cell, nuclear_bias(genes)[gene], random)
     floor_y, floor_x = _floor(anatomy, section, z_um, round(FLOOR_SHARE * wanted))
     shares = means.sum(axis=1) / max(means.sum(), 1e-9)
     floor_gene = random.choice(genes, len(floor_y), p=shares / shares.sum())
