@@ -1,4 +1,4 @@
-"""Training: every recipe loads, overrides arrive, checkpoints hold all of it, interrupted runs go on, the loss falls."""
+"""Training: recipes load, overrides arrive, checkpoints hold all of it, interrupted runs go on, the loss falls."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_an_override_reaches_logger_and_checkpoint(shards, tmp_path, monkeypatch
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere"]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of a process."""
 
 
@@ -119,12 +119,12 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(run, shards, tmp_path,
 
     def killed(self, batch, batch_idx):
         if self.global_step == 3:
-            raise Killed
+            raise KilledError
         return step(self, batch, batch_idx)
 
     arguments = ["fit", *fit_arguments(shards, tmp_path, model__decay="constant")]
     monkeypatch.setattr(GeneMorphModule, "training_step", killed)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         exit_code(arguments)
     monkeypatch.undo()
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
@@ -265,7 +265,7 @@ def test_init_from_starts_from_those_weights(run, shards):
 
 def test_init_from_another_panel_is_refused(shards, tmp_path, capsys):
     config = tiny_config(genes=3)
-    info = CheckpointInfo(config, "v", ("Aqp4", "Gad2", "Xyz"), ("DAPI", "PolyT"), 0.4, {"DAPI": (0, 1)})
+    info = CheckpointInfo(config, "v", ("Aqp4", "Gad2", "Xyz"), ("DAPI", "PolyT"), 0.4, {"DAPI": (0.0, 1.0)})
     torch.save(checkpoint_content(info, GeneMorphUNet(config)), tmp_path / "other.ckpt")
     arguments = fit_arguments(shards, tmp_path / "run", model__init_from=tmp_path / "other.ckpt")
     assert exit_code(["fit", *arguments]) == 2

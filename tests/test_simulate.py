@@ -153,8 +153,8 @@ def test_out_that_is_a_file_or_holds_a_torn_marker_is_one_line(
 
 
 def test_cells_larger_than_the_texture_tile_are_drawn() -> None:
-    anatomy = Anatomy(60.0, 60.0, seed=0)
-    cells = make_cells(anatomy, 0, 0.0).head(1).assign(y_um=30.0, x_um=30.0, soma_um=16.0)
+    anatomy = Anatomy(30.0, 30.0, seed=0)
+    cells = make_cells(anatomy, 0, 0.0).head(1).assign(y_um=15.0, x_um=15.0, soma_um=16.0)
     picture = render(cells, anatomy, 0, 0.0, 0.05)
     assert picture.dapi[picture.labels > 0].mean() > 2 * picture.dapi[picture.labels == 0].mean()
 

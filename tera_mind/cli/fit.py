@@ -26,6 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from datamodules.pairs import PairsDataModule
+    from tera_mind.model.checkpoint import load_checkpoint
     from tera_mind.module import GeneMorphModule
 
     class FitCLI(LightningCLI):
@@ -34,6 +35,12 @@ def run(arguments: Sequence[str]) -> int:
                 parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
             parser.link_arguments("data.patch_px", "model.patch_px")
             parser.link_arguments("data.bin_px", "model.bin_px")
+
+        def before_fit(self) -> None:
+            path = self.config["fit"]["ckpt_path"]
+            if path not in {None, "best", "hpc", "last", "registry"}:  # Lightning's own words for "find one"
+                assert isinstance(self.model, GeneMorphModule)
+                load_checkpoint(path).info.require_same_inputs(self.model.info)
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     torch.set_float32_matmul_precision("high")

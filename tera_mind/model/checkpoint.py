@@ -95,7 +95,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, OSError) as error:
-        raise FormatError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        words = (str(error) or type(error).__name__).splitlines()[0]
+        raise FormatError(f"{path} cannot be read as a checkpoint: {words}") from error
     if not isinstance(content, dict) or "tera_mind" not in content:
         raise FormatError(
             f"{path} is no checkpoint of tera-mind; for a published one run `tera-mind import-checkpoint` first"

@@ -104,7 +104,7 @@ class TimeEmbedding(nn.Module):
         return out
 
 
-def resample(x: Activations, scale: str) -> Activations:
+def resample(x: Activations, scale: str) -> Float[Tensor, "b c z y2 x2"]:
     """Nearest x2 (`up`) or 2 x 2 mean pool (`down`) in y, x; anything else leaves x as it is."""
     if scale == "up":
         return x.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,8 @@ def _load(path: Path, *, trust_pickle: bool) -> Any:
 
 def _pickled_classes(path: Path) -> list[str]:
     """Classes and functions that a file would call beyond those of weights; none where it cannot be told."""
+    if not zipfile.is_zipfile(path):
+        return []
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, OSError):

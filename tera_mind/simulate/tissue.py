@@ -52,7 +52,7 @@ class Simulation:
         panel(self.genes)
         if self.memory_gb > MEMORY_GB:
             raise InputError(
-                f"a section of {self.height_um:g} x {self.width_um:g} um at {self.pixel_um:g} um with {self.genes} genes "
+                f"a section of {self.height_um:g} x {self.width_um:g} um at {self.pixel_um:g} um, {self.genes} genes, "
                 f"needs about {self.memory_gb:.0f} GB, at most {MEMORY_GB:g} are allowed: make it smaller or coarser"
             )
 
