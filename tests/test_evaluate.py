@@ -15,6 +15,8 @@ from tera_mind.formats.brain import Transcripts, create_brain
 from tera_mind.formats.volume import Volume, VolumeAttributes
 from tera_mind.geometry import Box
 from tera_mind.metrics.evaluate import EvaluateSettings, evaluate
+from tera_mind.metrics.measure import by_window, covering_windows
+from tera_mind.metrics.nuclei import Nuclei
 
 SHAPE = (256, 512)
 TEST = Box(0, 256, 320, 512)
@@ -267,3 +269,27 @@ def test_bad_settings_are_one_line(case, tmp_path, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 3
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(128, 128, 128), (300, 352, 128), (896, 129, 64), (65, 200, 64)])
+def test_windows_cover_everything_and_have_one_size(height: int, width: int, side: int) -> None:
+    windows = covering_windows(height, width, side)
+    seen = np.zeros((height, width), int)
+    for box in windows:
+        assert (box.height, box.width) == (side, side)
+        seen[box.slices()] += 1
+    assert seen.min() == 1
+    assert len(windows) == -(-height // side) * -(-width // side)
+    assert covering_windows(side - 1, width, side) == []
+
+
+def test_nuclei_of_windows_are_those_whose_centroid_lies_inside() -> None:
+    random = np.random.default_rng(0)
+    y, x = random.uniform(0, 300, 80), random.uniform(0, 352, 80)
+    cells = Nuclei(np.zeros((300, 352), np.int32), random.uniform(10, 50, 80), y, x)
+    windows = covering_windows(300, 352, 128)
+    found = by_window(cells, windows)
+    for number, box in enumerate(windows):
+        inside = (y >= box.y0) & (y < box.y1) & (x >= box.x0) & (x < box.x1)
+        assert found.counts[number] == inside.sum()
+        assert found.areas[number] == pytest.approx(np.median(cells.area_um2[inside]))

@@ -192,9 +192,7 @@ def test_dry_run_writes_nothing(brain, checkpoint, tmp_path, capsys):
 
 def source_of(brain, region, treatment, *, block=8, sections=(1,)):
     index = panel_index(brain.genes, GENES, allow_missing=False)
-    return count_source(
-        brain, sections, index, region, patch_px=16, bin_px=4, treatment=treatment, seed=3, block=block
-    )
+    return count_source(brain, sections, index, region, patch_px=16, bin_px=4, treatment=treatment, seed=3, block=block)
 
 
 def test_shuffled_moves_whole_patches_and_keeps_totals(brain):

@@ -20,8 +20,8 @@ import tera_mind
 from tera_mind.errors import InputError, MissingFileError, TeraMindError
 from tera_mind.formats.atomic import atomic_file
 
-#: size of the simulated tissue: enough to learn from, small enough for the minutes
-SIMULATED = ("--height-um", "320", "--width-um", "520")
+#: pixels of simulated tissue are coarser, so that ten minutes see enough cells to learn nuclei
+SIMULATED_PIXEL_UM, PIXEL_UM = 0.85, 0.425
 TRAIN, TEST = ":,:60%", ":,60%:"
 VOLUMES = {"generated": "as measured", "shuffled": "shuffled", "zeroed": "zeroed"}
 #: seconds a megapixel and volume that evaluation and report take on one core, with a fixed part; measured, rounded up
@@ -46,14 +46,14 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--input", type=Path, default=None, help="Xenium or MERSCOPE folder (default: simulated tissue)")
     add("--out", type=Path, default=Path("demo-run"), help="folder for everything (default: demo-run)")
-    add("--minutes", type=float, default=10.0, help="time for all stages together (default: 10)")
+    add("--minutes", type=float, default=12.0, help="time for all stages together (default: 12)")
     add(
         "--recipe",
         type=Path,
         default=None,
         help="YAML for `tera-mind fit` (default: demo.yaml, for --input tissue.yaml)",
     )
-    add("--pixel-um", type=float, default=0.425, help="pixel size to work at (default: 0.425)")
+    add("--pixel-um", type=float, default=None, help="pixel size to work at (default: 0.425; simulated 0.85)")
     add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--dry-run", action="store_true", help="say which stages would run")
@@ -74,6 +74,8 @@ def run(arguments: Sequence[str]) -> int:
     start = time.monotonic()
     if options.minutes <= 0:
         raise InputError(f"--minutes must be above 0, got {options.minutes:g}")
+    if options.pixel_um is None:
+        options.pixel_um = SIMULATED_PIXEL_UM if options.input is None else PIXEL_UM
     out: Path = options.out
     recipe = options.recipe or default_recipe(real=options.input is not None, device=options.device)
     if not recipe.is_file():
@@ -156,7 +158,7 @@ def plan(options: argparse.Namespace, recipe: Path, start: float) -> list[Stage]
         stages.append(
             Stage(
                 "simulate",
-                lambda: [*SIMULATED, "--out", str(tissue), "--seed", seed, "--pixel-um", pixel],
+                lambda: ["--out", str(tissue), "--seed", seed, "--pixel-um", pixel],
                 tissue / "simulation.json",
             )
         )

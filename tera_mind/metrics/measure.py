@@ -51,9 +51,9 @@ class SectionView:
     #: grid of whole patches with transcripts, in pixels of the test box
     patches: list[Box]
     patches_excluded: int
-    #: windows of the test box, all and row-major; those at the far edges may be cut
+    #: windows that cover the test box, row-major
     windows: list[Box]
-    #: which windows are whole and hold transcripts
+    #: which windows hold transcripts
     window_kept: Bool[np.ndarray, " window"]
     windows_excluded: int
     tiles: list[Box]
@@ -105,9 +105,8 @@ def view_section(brain: Brain, section: int, layout: Layout) -> SectionView:
     rows = brain.transcripts(section, box)
     patches = [b for b in local.tiles(layout.whole_px, layout.whole_px) if _is_square(b, layout.whole_px)]
     patch_kept = holds_transcripts(rows, patches)
-    windows = list(local.tiles(layout.window_px, layout.window_px))
-    whole = np.array([_is_square(b, layout.window_px) for b in windows])
-    window_kept = whole & holds_transcripts(rows, windows)
+    windows = covering_windows(box.height, box.width, layout.window_px)
+    window_kept = holds_transcripts(rows, windows)
     scale = None
     if layout.nucleus_stain is not None:
         scale = nuclei.calibrate(real[layout.nucleus_stain], layout.pixel_um, layout.nucleus)
@@ -118,7 +117,7 @@ def view_section(brain: Brain, section: int, layout: Layout) -> SectionView:
         int((~patch_kept).sum()),
         windows,
         window_kept,
-        int((whole & ~window_kept).sum()),
+        int((~window_kept).sum()),
         _tissue_tiles(brain, section, box, layout.tiles),
         _tissue_tiles(brain, section, layout.ceiling, layout.tiles),
         scale,
@@ -150,7 +149,7 @@ def measure(image: Stains, view: SectionView, layout: Layout, *, real: bool = Fa
         found.preview_image = image[(slice(None), *local)].copy()
     if layout.nucleus_stain is not None and view.scale is not None:
         cells = nuclei.segment(image[layout.nucleus_stain], layout.pixel_um, view.scale, layout.nucleus)
-        found.nuclei = by_window(cells, view.windows, layout.window_px)
+        found.nuclei = by_window(cells, view.windows)
         if preview:
             found.preview_labels = cells.labels[local].copy()
     return found
@@ -163,21 +162,31 @@ def measure_ceiling(image: Stains, view: SectionView, layout: Layout) -> Measure
         found.features[stain] = frechet.image_features(image[index], view.ceiling_tiles)
     if layout.nucleus_stain is not None and view.scale is not None:
         cells = nuclei.segment(image[layout.nucleus_stain], layout.pixel_um, view.scale, layout.nucleus)
-        windows = list(Box(0, image.shape[1], 0, image.shape[2]).tiles(layout.window_px, layout.window_px))
-        found.nuclei = by_window(cells, windows, layout.window_px)
-        whole = np.array([_is_square(b, layout.window_px) for b in windows])
-        found.nuclei.counts = found.nuclei.counts[whole]
-        found.nuclei.areas = found.nuclei.areas[whole]
+        found.nuclei = by_window(cells, covering_windows(image.shape[1], image.shape[2], layout.window_px))
     return found
 
 
-def by_window(cells: nuclei.Nuclei, windows: list[Box], window_px: int) -> WindowNuclei:
-    """Number and median area of the nuclei whose centroid lies in each window of a row-major grid."""
-    columns = sum(box.y0 == 0 for box in windows)
-    window = (cells.y // window_px).astype(np.int64) * columns + (cells.x // window_px).astype(np.int64)
-    counts = np.bincount(window, minlength=len(windows))
-    order = np.argsort(window, kind="stable")
-    groups = np.split(cells.area_um2[order], np.cumsum(counts)[:-1])
+def covering_windows(height: int, width: int, side_px: int) -> list[Box]:
+    """Whole windows, row-major and evenly spaced, that cover a plane; neighbours overlap where they must.
+
+    Tissue at the far edges counts like all other, and every window has the same area. None where the plane is smaller
+    than a window.
+    """
+    if min(height, width) < side_px:
+        return []
+    ys, xs = (np.linspace(0, size - side_px, -(-size // side_px)).round().astype(int) for size in (height, width))
+    return [Box(int(y), int(y) + side_px, int(x), int(x) + side_px) for y in ys for x in xs]
+
+
+def by_window(cells: nuclei.Nuclei, windows: list[Box]) -> WindowNuclei:
+    """Number and median area of the nuclei whose centroid lies in each window; windows may overlap."""
+    order = np.argsort(cells.y, kind="stable")
+    y, x, area = cells.y[order], cells.x[order], cells.area_um2[order]
+    groups = []
+    for box in windows:
+        rows = slice(*np.searchsorted(y, [box.y0, box.y1]))
+        groups.append(area[rows][(x[rows] >= box.x0) & (x[rows] < box.x1)])
+    counts = np.array([len(group) for group in groups], dtype=np.int64)
     areas = np.array([np.median(group) if len(group) else np.nan for group in groups])
     return WindowNuclei(counts, areas, cells.area_um2)
 

@@ -99,7 +99,7 @@ def nucleus_rows(
     stain: str,
     draw: Resampling,
 ) -> list[Row]:
-    """Numbers and areas against the real image of the same windows (`kept`: whole ones with transcripts)."""
+    """Numbers and areas against the real image of the same windows (`kept`: those with transcripts)."""
     counts = np.stack([found.counts, real.counts], axis=1).astype(np.float64)
     areas = np.stack([found.areas, real.areas], axis=1)[kept]
     both = areas[np.isfinite(areas).all(axis=1)]
@@ -110,8 +110,8 @@ def nucleus_rows(
         "nuclei_count": (_plain(float(found.counts.sum()), len(found.counts)), none),
         "nuclei_count_r": (interval(counts[kept], pearson, *settings), "the same number in every window"),
         "nuclei_count_ratio": (interval(counts, ratio_of_sums, *settings), "no nuclei in the real image"),
-        "nuclei_count_error": (mean_interval(error, *settings), "no whole window with transcripts"),
-        "nuclei_count_wasserstein": (_wasserstein(counts[kept, 0], counts[kept, 1]), "no whole window"),
+        "nuclei_count_error": (mean_interval(error, *settings), "no window with transcripts"),
+        "nuclei_count_wasserstein": (_wasserstein(counts[kept, 0], counts[kept, 1]), "no window"),
         "nucleus_area_median_um2": (median_interval(found.area_um2, *settings), none),
         "nucleus_area_ratio": (median_ratio(found.area_um2, real.area_um2, *settings), none),
         "nucleus_area_r": (interval(both, pearson, *settings), "too few windows with nuclei in both images"),
@@ -139,7 +139,7 @@ def ceiling_nucleus_rows(
     figures = {
         "nuclei_count": (_plain(float(total), len(ceiling.counts)), none),
         "nuclei_count_ratio": (ratio, "no nuclei in the real image"),
-        "nuclei_count_wasserstein": (_wasserstein(ceiling.counts, real.counts[kept]), "no whole window"),
+        "nuclei_count_wasserstein": (_wasserstein(ceiling.counts, real.counts[kept]), "no window"),
         "nucleus_area_median_um2": (median_interval(ceiling.area_um2, *settings), none),
         "nucleus_area_ratio": (median_ratio(ceiling.area_um2, real.area_um2, *settings), none),
         "nucleus_area_wasserstein": (_wasserstein(ceiling.area_um2, real.area_um2), none),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise MissingFileError(f"no checkpoint at {path}: give a .ckpt file written by `tera-mind fit`")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, OSError) as error:
+    except pickle.UnpicklingError as error:  # torch's own words advise to run what the file holds
+        raise FormatError(f"{path} cannot be read as a checkpoint: it is damaged, or not plain data") from error
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error, OSError) as error:
         words = (str(error) or type(error).__name__).splitlines()[0]
         raise FormatError(f"{path} cannot be read as a checkpoint: {words}") from error
     if not isinstance(content, dict) or "tera_mind" not in content:
@@ -111,7 +114,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     network = GeneMorphUNet(info.model)
     state: dict[str, Tensor] = {
         name.removeprefix(_PREFIX): value.float()
-        for name, value in content["state_dict"].items()
+        for name, value in content.get("state_dict", {}).items()
         if name.startswith(_PREFIX)
     }
     try:

@@ -106,7 +106,9 @@ def _load(path: Path, *, trust_pickle: bool) -> Any:
                 f"{path} holds pickled Python objects besides weights ({', '.join(classes[:5])}), and loading such can "
                 "run any code: give --trust-pickle if you trust where the file comes from"
             ) from error
-        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch's own words on pickled objects advise to load them all the same
+        told = str(error) and not isinstance(error, pickle.UnpicklingError)
+        words = str(error).splitlines()[0] if told else "it is damaged, or of another kind"
         raise FormatError(f"{path} cannot be read as a checkpoint ({words}): download it again") from error
 
 

@@ -151,8 +151,8 @@ def difference(value: NDArray[Any], reference: NDArray[Any]) -> float:
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
     except (
         OSError,
         ValueError,
