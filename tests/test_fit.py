@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import lightning
 import pytest
 import torch
@@ -64,7 +66,12 @@ def test_every_recipe_loads_and_instantiates(recipe, large_shards, tmp_path, cap
     assert str(tmp_path) in {logger["save_dir"], printed["trainer"]["default_root_dir"]}
 
     seen = {}
-    monkeypatch.setattr(lightning.Trainer, "fit", lambda self, model, **more: seen.update(trainer=self, model=model))
+
+    @functools.wraps(lightning.Trainer.fit)  # the command line reads its options off the signature
+    def fit(self, model, **more):
+        seen.update(trainer=self, model=model)
+
+    monkeypatch.setattr(lightning.Trainer, "fit", fit)
     arguments += ["--trainer.accelerator=cpu", "--trainer.precision=32-true"]
     with torch.device("meta"):  # no memory, no initial weights
         assert exit_code(["fit", *arguments]) == 0

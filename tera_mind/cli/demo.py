@@ -13,6 +13,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -72,24 +73,15 @@ class Stage:
 def run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     start = time.monotonic()
-    if options.minutes <= 0:
-        raise InputError(f"--minutes must be above 0, got {options.minutes:g}")
-    if options.pixel_um is None:
-        options.pixel_um = SIMULATED_PIXEL_UM if options.input is None else PIXEL_UM
-    out: Path = options.out
-    recipe = options.recipe or default_recipe(real=options.input is not None, device=options.device)
-    if not recipe.is_file():
-        raise MissingFileError(f"no recipe at {recipe}: give a YAML file for `tera-mind fit`")
-    if options.input is not None:
-        ingest_arguments(options.input, out / "brain.zarr", options.pixel_um)  # refused before anything is written
-    stages = list(plan(options, recipe, start))
+    recipe = prepare(options)
+    stages = plan(options, recipe, start)
     if options.dry_run:
         for number, stage in enumerate(stages, start=1):
             state = "done" if stage.done.exists() else "to do"
             print(f"{number}/{len(stages)} {stage.command:<9} {state:<6} -> {stage.done}")
         print("dry run: nothing was done")
         return 0
-    claim(out, options, recipe)
+    claim(options.out, options, recipe)
     for number, stage in enumerate(stages, start=1):
         left = options.minutes - (time.monotonic() - start) / 60
         heading = f"[{number}/{len(stages)}] {stage.command}"
@@ -100,15 +92,28 @@ def run(arguments: Sequence[str]) -> int:
         print(
             f"{heading}  ({max(0.0, left):.1f} min left)\n  tera-mind {stage.command} {shlex.join(given)}", flush=True
         )
-        module = __import__(f"tera_mind.cli.{stage.command}", fromlist=["run"])
-        code: int = module.run(given)
+        code: int = import_module(f"tera_mind.cli.{stage.command}").run(given)
         if code:
             return code
         if stage.command == "fit":
             stage.done.touch()
     print(f"\nthe demo took {(time.monotonic() - start) / 60:.1f} minutes")
-    print(f"report: {(out / 'report.html').resolve()}")
+    print(f"report: {(options.out / 'report.html').resolve()}")
     return 0
+
+
+def prepare(options: argparse.Namespace) -> Path:
+    """Fill in what depends on the input and refuse what cannot work, before anything is written; the recipe's path."""
+    if options.minutes <= 0:
+        raise InputError(f"--minutes must be above 0, got {options.minutes:g}")
+    if options.pixel_um is None:
+        options.pixel_um = SIMULATED_PIXEL_UM if options.input is None else PIXEL_UM
+    recipe: Path = options.recipe or default_recipe(real=options.input is not None, device=options.device)
+    if not recipe.is_file():
+        raise MissingFileError(f"no recipe at {recipe}: give a YAML file for `tera-mind fit`")
+    if options.input is not None:
+        ingest_arguments(options.input, options.out / "brain.zarr", options.pixel_um)
+    return recipe
 
 
 def default_recipe(*, real: bool, device: str) -> Path:
