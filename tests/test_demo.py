@@ -33,7 +33,9 @@ def recipe(tmp_path):
 
 
 def options_of(*arguments):
-    return demo.parser().parse_args([str(argument) for argument in arguments])
+    options = demo.parser().parse_args([str(argument) for argument in arguments])
+    demo.prepare(options)
+    return options
 
 
 def one_line(capsys):

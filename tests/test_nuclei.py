@@ -83,6 +83,6 @@ def test_windows_count_centroids():
     labels = np.zeros((8, 12), np.int32)
     labels[0:2, 0:2], labels[4:8, 5:7], labels[5:7, 8:12] = 1, 2, 3
     windows = list(Box(0, 8, 0, 12).tiles(4, 4))
-    found = by_window(measure(labels, 2.0), windows, 4)
+    found = by_window(measure(labels, 2.0), windows)
     np.testing.assert_array_equal(found.counts, [1, 0, 0, 0, 1, 1])
     np.testing.assert_allclose(found.areas, [16, np.nan, np.nan, np.nan, 32, 32])
