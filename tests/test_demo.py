@@ -8,6 +8,9 @@ from tiny_training import RECIPE, SHAPE, exit_code, tiny_shards
 
 from tera_mind.cli import demo
 from tera_mind.errors import InputError, MissingFileError
+from tera_mind.model.checkpoint import load_checkpoint
+from tera_mind.simulate.tissue import Simulation
+from tera_mind.simulate.transcripts import panel
 
 STAGES = ["ingest", "shards", "fit", "generate", "generate", "generate", "evaluate", "report"]
 
@@ -192,9 +195,23 @@ def test_a_stage_that_fails_ends_the_demo(tissue, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_whole_demo(recipe, tmp_path, capsys):
     out = tmp_path / "demo"
-    command = ["demo", "--out", str(out), "--recipe", str(recipe), "--minutes", "6"]
+    command = ["demo", "--out", str(out), "--recipe", str(recipe), "--minutes", "12"]
     assert exit_code(command) == 0
     assert (out / "report.html").stat().st_size > 10_000
     capsys.readouterr()
     assert exit_code(command) == 0
     assert capsys.readouterr().out.count("done before") == len(STAGES) + 1
+
+
+def test_shipped_weights_fit_the_demo():
+    """The demo of simulated tissue starts from them, so they must have its recipe's shape and its panel."""
+    info = load_checkpoint(demo.WEIGHTS).info
+    settings = yaml.safe_load((RECIPE.parent / "demo.yaml").read_text())
+    assert set(info.genes) == set(panel(Simulation().genes))
+    assert info.pixel_um == demo.SIMULATED_PIXEL_UM
+    for key, value in {**settings["model"], "patch_px": settings["data"]["patch_px"]}.items():
+        if hasattr(info.model, key):
+            stored = getattr(info.model, key)
+            assert (list(stored) if isinstance(stored, tuple) else stored) == value, key
+    assert info.model.bin_px == settings["data"]["bin_px"]
+    assert demo.WEIGHTS.stat().st_size < 8e6

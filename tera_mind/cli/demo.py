@@ -21,6 +21,9 @@ import tera_mind
 from tera_mind.errors import InputError, MissingFileError, TeraMindError
 from tera_mind.formats.atomic import atomic_file
 
+#: weights from other simulated tissue, with the shape of experiments/demo.yaml; how they were made:
+#: docs/decisions/0004-demo-weights.md
+WEIGHTS = Path(tera_mind.__file__).resolve().parent / "weights" / "simulated.ckpt"
 #: pixels of simulated tissue are coarser, so that ten minutes see enough cells to learn nuclei
 SIMULATED_PIXEL_UM, PIXEL_UM = 0.85, 0.425
 TRAIN, TEST = ":,:60%", ":,60%:"
@@ -275,6 +278,8 @@ def fit_arguments(options: argparse.Namespace, recipe: Path, shards: Path, train
     ]  # fmt: skip
     if choose_precision("auto", device) == "bf16":
         given += ["--trainer.precision", "bf16-mixed"]
+    if options.input is None and options.recipe is None:
+        given += ["--model.init_from", str(WEIGHTS)]
     if (training / "last.ckpt").exists():
         given += ["--ckpt_path", str(training / "last.ckpt")]
     return given
