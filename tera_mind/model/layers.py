@@ -41,7 +41,7 @@ def conv3(inputs: int, outputs: int, sections: int) -> SectionConv:
 
 
 class _RMSNormFunction(torch.autograd.Function):
-    """y = x w / rms(x) with a backward written out, which passes over memory a third as often as autograd's.
+    """y = x w / rms(x) with a backward written out, which keeps only x and r (docs/decisions/0003).
 
     With r = 1 / rms(x) and g = dL/dy: dL/dx = r (g w - x r^2 mean(g w x)), dL/dw = sum(g x r).
     """
