@@ -15,8 +15,7 @@ from tera_mind.formats.brain import Transcripts, create_brain
 from tera_mind.formats.volume import Volume, VolumeAttributes
 from tera_mind.geometry import Box
 from tera_mind.metrics.evaluate import EvaluateSettings, evaluate
-from tera_mind.metrics.measure import by_window, covering_windows
-from tera_mind.metrics.nuclei import Nuclei
+from tera_mind.metrics.plan import covering_windows
 
 SHAPE = (256, 512)
 TEST = Box(0, 256, 320, 512)
@@ -102,6 +101,7 @@ def test_every_method_has_its_rows(evaluation):
         "zeroed",
         "mean_image",
         "ridge",
+        "real_neighbour",
         "real_vs_real",
     ]
     for method in evaluation.methods[1:-1]:
@@ -130,7 +130,7 @@ def test_scores_order_the_methods_as_they_should(evaluation):
     assert value("generated", "nuclei_count_r") > 0.9
     assert value("generated", "nuclei_count_ratio") == pytest.approx(1, abs=0.1)
     assert value("generated", "nucleus_area_ratio") == pytest.approx(1, abs=0.15)
-    assert value("real", "nucleus_area_median_um2") == pytest.approx(np.pi * 4.5**2, rel=0.2)
+    assert value("real", "nucleus_area_median") == pytest.approx(np.pi * 4.5**2, rel=0.2)
     assert value("generated", "frechet") < value("zeroed", "frechet")
     paired = {(row.metric, row.control): row for row in evaluation.paired if row.stain == "DAPI"}
     for metric in ("psnr", "nuclei_count_error"):
@@ -145,6 +145,8 @@ def test_patches_without_transcripts_are_left_out_and_counted(evaluation):
     assert evaluation.excluded == {
         "patches": 22,
         "patches_without_transcripts": 2,
+        "large_squares": 2,
+        "large_squares_without_transcripts": 0,
         "windows": 22,
         "windows_without_transcripts": 2,
     }
@@ -167,7 +169,7 @@ def test_acceptance_names_every_line(evaluation):
 def test_written_files_hold_the_schema(evaluation, tmp_path):
     path = evaluation.write(tmp_path / "out")
     record = json.loads(path.read_text())
-    assert (record["format"], record["version"]) == ("metrics", 1)
+    assert (record["format"], record["version"]) == ("metrics", 2)
     assert set(record) == {
         "format",
         "version",
@@ -175,6 +177,8 @@ def test_written_files_hold_the_schema(evaluation, tmp_path):
         "methods",
         "table",
         "paired",
+        "strata",
+        "ensemble",
         "acceptance",
         "excluded",
     }
@@ -273,23 +277,15 @@ def test_bad_settings_are_one_line(case, tmp_path, capsys):
 
 @pytest.mark.parametrize(("height", "width", "side"), [(128, 128, 128), (300, 352, 128), (896, 129, 64), (65, 200, 64)])
 def test_windows_cover_everything_and_have_one_size(height: int, width: int, side: int) -> None:
-    windows = covering_windows(height, width, side)
+    within = Box(10, 10 + height, 20, 20 + width)
+    windows = covering_windows(within, side)
     seen = np.zeros((height, width), int)
     for box in windows:
         assert (box.height, box.width) == (side, side)
-        seen[box.slices()] += 1
+        seen[box.shift(-10, -20).slices()] += 1
     assert seen.min() == 1
     assert len(windows) == -(-height // side) * -(-width // side)
-    assert covering_windows(side - 1, width, side) == []
-
-
-def test_nuclei_of_windows_are_those_whose_centroid_lies_inside() -> None:
-    random = np.random.default_rng(0)
-    y, x = random.uniform(0, 300, 80), random.uniform(0, 352, 80)
-    cells = Nuclei(np.zeros((300, 352), np.int32), random.uniform(10, 50, 80), y, x)
-    windows = covering_windows(300, 352, 128)
-    found = by_window(cells, windows)
-    for number, box in enumerate(windows):
-        inside = (y >= box.y0) & (y < box.y1) & (x >= box.x0) & (x < box.x1)
-        assert found.counts[number] == inside.sum()
-        assert found.areas[number] == pytest.approx(np.median(cells.area_um2[inside]))
+    assert covering_windows(Box(0, side - 1, 0, width), side) == []
+    # every window belongs to one block
+    parts = [window for block in within.tiles(100, 70) for window in covering_windows(within, side, block)]
+    assert sorted(parts) == windows

@@ -7,12 +7,14 @@ import pytest
 import scipy.linalg
 import skimage.metrics
 from scipy import ndimage, stats
+from tiny_brain import make_brain
 
 from tera_mind.errors import InputError
 from tera_mind.formats.brain import Transcripts
 from tera_mind.geometry import Box
-from tera_mind.metrics import bootstrap, controls, fidelity, frechet, seams
-from tera_mind.metrics.measure import holds_transcripts
+from tera_mind.metrics import bootstrap, controls, fidelity
+from tera_mind.metrics.tiles import features, frechet
+from tera_mind.metrics.unit import transcripts_in
 
 
 @pytest.fixture
@@ -81,37 +83,6 @@ def test_uncomputable_figures_are_none():
     assert bootstrap.interval(np.zeros((5, 2)), bootstrap.ratio_of_sums, 10, 0).value is None
 
 
-def slow_seam_index(image, patch_px, shift):
-    border, inside = [], []
-    for axis in (0, 1):
-        for line in range(1, image.shape[axis]):
-            step = np.abs(np.take(image, line, axis).astype(float) - np.take(image, line - 1, axis))
-            (border if (line - shift) % patch_px == 0 else inside).append(step)
-    return np.mean(np.concatenate(border)) / np.mean(np.concatenate(inside))
-
-
-def test_seam_index_agrees_with_brute_force():
-    image = np.random.default_rng(0).integers(0, 255, (37, 50), np.uint8)
-    found = seams.seam_index(seams.segments(image, 8), seams.phase_sums(image, 8), 100, 0)
-    assert found.estimate.value == pytest.approx(slow_seam_index(image, 8, 0))
-    np.testing.assert_allclose(found.phases, [slow_seam_index(image, 8, shift) for shift in range(8)])
-
-
-def test_seam_index_sees_steps_at_borders_only():
-    random = np.random.default_rng(0)
-    image = ndimage.gaussian_filter(random.uniform(0, 255, (256, 256)), 2) * 4 - 380
-    steps = np.kron(random.choice([-3.0, 3.0], (16, 16)), np.ones((16, 16)))
-    clean, stepped = (
-        seams.seam_index(seams.segments(x, 16), seams.phase_sums(x, 16), 500, 0) for x in (image, image + steps)
-    )
-    assert clean.estimate.low <= 1 <= clean.estimate.high
-    assert stepped.estimate.value > clean.estimate.high
-    assert np.argmax(stepped.phases) == 0
-    # the same steps off the grid are no seams of this grid
-    moved = np.roll(image + steps, 5, (0, 1))
-    assert np.argmax(seams.seam_index(seams.segments(moved, 16), seams.phase_sums(moved, 16), 10, 0).phases) == 5
-
-
 def test_frechet_agrees_with_the_matrix_square_root():
     random = np.random.default_rng(0)
     first, second = random.normal(size=(200, 6)), random.normal(0.3, 1.5, size=(150, 6))
@@ -144,18 +115,17 @@ def test_frechet_grows_with_blur_and_noise():
     assert len(boxes) == 25
     assert all((box.height, box.width) == (128, 128) for box in boxes)
 
-    def features(x):
-        return frechet.image_features(np.clip(x, 0, 255).astype(np.uint8), boxes)
+    tiles = np.array([(box.y0, box.y1, box.x0, box.x1) for box in boxes])
 
-    real = features(image)
+    def rows(x):
+        found = features.image_features(np.clip(x, 0, 255).astype(np.uint8), tiles, features.EfficientNetLite0())
+        return found.astype(np.float64)
+
+    real = rows(image)
     space = frechet.feature_space(real, frechet.components_for(len(boxes)))
-    blurred = [
-        frechet.frechet_distance(features(ndimage.gaussian_filter(image, s)), real, space) for s in (0.5, 1, 2, 4)
-    ]
+    blurred = [frechet.frechet_distance(rows(ndimage.gaussian_filter(image, s)), real, space) for s in (0.5, 1, 2, 4)]
     assert blurred == sorted(blurred)
-    noisy = [
-        frechet.frechet_distance(features(image + random.normal(0, s, image.shape)), real, space) for s in (5, 20, 60)
-    ]
+    noisy = [frechet.frechet_distance(rows(image + random.normal(0, s, image.shape)), real, space) for s in (5, 20, 60)]
     assert noisy == sorted(noisy)
     assert blurred[0] > 1e-3
 
@@ -181,7 +151,28 @@ def test_neighbourhood_lists_the_nine_bins():
     np.testing.assert_array_equal(features[row * 3 + column], [*expected, 1])
 
 
-def test_boxes_with_transcripts_are_found():
-    rows = Transcripts(*(np.array(v, np.int32) for v in ([0, 7, 30], [3, 4, 0], [0, 0, 0], [1, 1, 1])))
-    boxes = list(Box(0, 8, 0, 8).tiles(4, 4))
-    np.testing.assert_array_equal(holds_transcripts(rows, boxes), [True, False, False, True])
+def test_transcripts_of_boxes_are_counted():
+    rows = Transcripts(*(np.array(v, np.int32) for v in ([0, 7, 7], [3, 4, 7], [0, 0, 0], [1, 1, 3])))
+    origin = Box(100, 108, 200, 208)
+    boxes = list(origin.tiles(4, 4))
+    np.testing.assert_array_equal(transcripts_in(rows, origin, boxes), [1, 0, 0, 4])
+
+
+def test_ridge_boxes_fit_together(tmp_path):
+    brain = make_brain(tmp_path / "b.zarr", shape=(2, 1, 200, 260), pixel_um=1.0)
+    ridge = controls.fit_ridge(brain, [0], Box(0, 200, 0, 130), 1.0)
+    within = Box(3, 200, 130, 257)
+    whole = controls.predict_ridge(brain, 0, within, within, ridge)
+    assert whole.shape == (2, 197, 127)
+    assert np.ptp(whole) > 0
+    for box in (Box(3, 100, 130, 257), Box(50, 51, 140, 170), Box(120, 200, 201, 257)):
+        part = controls.predict_ridge(brain, 0, box, within, ridge)
+        np.testing.assert_array_equal(part, whole[(slice(None), *box.shift(-3, -130).slices())])
+
+
+def test_ridge_of_shared_genes_ignores_the_others(tmp_path):
+    brain = make_brain(tmp_path / "b.zarr", shape=(1, 1, 128, 128), stains=("DAPI",), pixel_um=1.0)
+    own = np.array([4, 0])
+    ridge = controls.fit_ridge(brain, [0], brain.canvas, 1.0, own)
+    assert ridge.axes.shape[0] == 2
+    assert controls.predict_ridge(brain, 0, brain.canvas, brain.canvas, ridge, own).shape == (1, 128, 128)

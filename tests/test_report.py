@@ -18,10 +18,10 @@ from tera_mind.errors import FormatError, InputError, MissingFileError
 from tera_mind.formats.brain import Brain, Transcripts, create_brain
 from tera_mind.formats.volume import Volume, VolumeAttributes
 from tera_mind.geometry import Box
-from tera_mind.report import html, pictures, tables, tissue
+from tera_mind.report import pictures, provenance, tables, tissue
+from tera_mind.report.glossary import METRICS
 from tera_mind.report.html import write_report
 from tera_mind.report.inputs import METRICS_VERSION, Evaluation, read_losses
-from tera_mind.report.words import METRICS
 
 SIZE, BOX = 192, Box(0, 192, 64, 192)
 METHODS = ("real", "generated", "shuffled", "ridge", "real_vs_real")
@@ -130,6 +130,8 @@ def write_evaluation(folder: Path, *, nuclei: bool = True, **changes: Any) -> Pa
         "methods": list(METHODS),
         "table": rows(),
         "paired": [pair(0.4, 0.1, 0.7), pair(-0.2, -0.3, -0.1, "ridge"), pair(0.1, -0.1, 0.3, "mean_image")],
+        "strata": [],
+        "ensemble": None,
         "acceptance": [
             {"name": "nuclei r", "value": 0.61, "target": ">= 0.5", "passed": True},
             {"name": "seam", "value": None, "target": "<= 1.1", "passed": False},
@@ -144,7 +146,7 @@ def write_evaluation(folder: Path, *, nuclei: bool = True, **changes: Any) -> Pa
     if nuclei:
         for method in ("real", "generated"):
             arrays[f"labels/{method}"] = labels
-            arrays[f"nucleus_area_um2/{method}"] = rng.gamma(4, 10, 200)
+            arrays[f"nucleus_area/{method}"] = rng.gamma(4, 10, 200)
             arrays[f"window_counts/{method}"] = rng.poisson(8, 24)
     np.savez(folder / "arrays.npz", **arrays)
     return folder
@@ -178,6 +180,7 @@ def test_every_metric_row_and_the_verdict_are_there(written: Path) -> None:
     for row in rows():
         assert METRICS[row["metric"]].label in text
         assert METRICS[row["metric"]].sentence.split(",")[0].split("'")[0] in text
+        assert METRICS[row["metric"]].blind.split(",")[0] in text
     assert "1 of 2 acceptance targets are met" in text
     assert "too few patches" in text  # the reason of the dash
     assert all(mark in text for mark in ("✓ better", "✗ worse", "○ undecided"))
@@ -191,7 +194,7 @@ def test_the_page_says_whether_the_region_was_trained_on(
 ) -> None:
     settings = {"test_box": [0, 192, 64, 192], "preview_section": 0, "train_box": train}
     evaluation = Evaluation.read(write_evaluation(tmp_path / "evaluation", settings=settings))
-    assert words in html.unseen_words(evaluation, tissue.Scene.build(evaluation, brain, volumes))
+    assert words in provenance.unseen_words(evaluation, tissue.Scene.build(evaluation, brain, volumes))
 
 
 def test_generated_pictures_are_stamped_in_their_pixels(
@@ -225,15 +228,14 @@ def test_absent_parts_are_said_to_be_absent(tmp_path: Path, brain: Brain, volume
 
 def test_best_is_the_best_competitor_and_one_means_closest_to_one() -> None:
     evaluation = Evaluation(Path(), {}, list(METHODS), rows(), [], [], {}, {})
-    names = tables.columns(evaluation)
     best = {
-        (row.label, row.stain): [name for name, cell in zip(names, row.cells, strict=True) if cell.best]
-        for _, group in tables.score_table(evaluation)
-        for row in group
+        (row.label, row.stain): [name for name, cell in zip(group.columns, row.cells, strict=True) if cell.best]
+        for group in tables.score_groups(evaluation)
+        for row in group.rows
     }
-    assert best["PSNR", "DAPI"] == ["ridge"]  # real_vs_real is higher and does not compete
-    assert best["Nucleus area, ratio", "DAPI"] == ["generated"]
-    assert best["Nucleus area, distance", "DAPI"] == ["generated"]
+    assert best["PSNR", "DAPI"] == ["Ridge"]  # real_vs_real is higher and does not compete
+    assert best["Nucleus area, ratio", "DAPI"] == ["Generated"]
+    assert best["Nucleus area, distance", "DAPI"] == ["Generated"]
     assert best["Nuclei", "DAPI"] == []
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from scipy import ndimage
+from numpy.typing import NDArray
 
 from tera_mind.errors import InputError
 from tera_mind.formats.brain import Brain, gene_bins
@@ -25,6 +25,8 @@ BIN_UM = 3.4
 MAX_COMPONENTS = 96
 #: bins along a tile that is read at once
 TILE_BINS = 64
+#: most tiles that are read for a fit: 1.6 million bins leave no doubt about a few hundred weights
+MAX_TILES = 400
 #: bins along a block of the held-out pattern; every fifth block is held out
 BLOCK_BINS = 16
 PENALTIES = tuple(10.0**power for power in range(-4, 3))
@@ -70,12 +72,17 @@ def solve_ridge(
 
 
 def mean_image(brain: Brain, sections: Sequence[int], box: Box) -> Float[np.ndarray, " stain"]:
-    """Mean of each stain over the tissue of a region, 0 to 255; over the whole region where it holds no tissue."""
+    """Mean of each stain over the tissue of a region, 0 to 255; over the whole region where it holds no tissue.
+
+    Of a large region evenly spread tiles are used.
+    """
     total, pixels = np.zeros(len(brain.stains)), 0
     whole, area = np.zeros(len(brain.stains)), 0
     for section in sections:
         tissue = brain.tissue(section)
-        for tile in box.tiles(1024, 1024):
+        tiles = list(box.tiles(1024, 1024))
+        most = min(len(tiles), max(1, MAX_TILES // len(sections)))
+        for tile in (tiles[round(float(index))] for index in np.linspace(0, len(tiles) - 1, most)):
             image = brain.image(tile, [section])[:, 0]
             inside = tissue_pixels(tissue, tile)
             total += image[:, inside].sum(axis=1, dtype=np.float64)
@@ -94,16 +101,21 @@ def tissue_pixels(tissue: Bool[np.ndarray, "row column"], box: Box, step_px: int
     return np.asarray(tissue[np.ix_(rows, columns)])
 
 
-def fit_ridge(brain: Brain, sections: Sequence[int], box: Box, blur_px: float) -> Ridge:
-    """Fit on the tissue bins of a training region. Raises `InputError` when it holds too few."""
+def fit_ridge(
+    brain: Brain, sections: Sequence[int], box: Box, blur_px: float, genes: NDArray[np.int64] | None = None
+) -> Ridge:
+    """Fit on the tissue bins of a training region, on the brain's `genes` (default: all).
+
+    Of a large region evenly spread tiles are used. Raises `InputError` when it holds too few bins.
+    """
     bin_px = max(1, round(BIN_UM / brain.pixel_um))
-    axes = _gene_axes(brain, sections, box, bin_px)
+    axes = _gene_axes(brain, sections, box, bin_px, genes)
     width, stains = 9 * axes.shape[1] + 1, len(brain.stains)
     # row 0 of each sum is for fitting, row 1 is held out
     gram, moment = np.zeros((2, width, width)), np.zeros((2, width, stains))
     square, total, count = np.zeros((2, stains)), np.zeros((2, stains)), np.zeros(2, int)
     for section, tile in _tiles(sections, box, bin_px):
-        features = neighbourhood(_layers(brain, section, tile, bin_px, axes))
+        features = neighbourhood(_layers(brain, section, tile, bin_px, axes, genes))
         target = _target(brain, section, tile, box, bin_px=bin_px, blur_px=blur_px)
         kept, held_out = _folds(brain, section, tile, box, bin_px)
         for fold in (0, 1):
@@ -130,36 +142,64 @@ def fit_ridge(brain: Brain, sections: Sequence[int], box: Box, blur_px: float) -
     return Ridge(bin_px, axes, weights, PENALTIES[best], tuple(float(r) for r in scores[best]), int(count.sum()))
 
 
-def predict_ridge(brain: Brain, section: int, box: Box, ridge: Ridge) -> UInt8[np.ndarray, "stain y x"]:
-    """The regression's image of a box: bins upsampled linearly to pixels, cut to 0..255."""
+def predict_ridge(
+    brain: Brain, section: int, box: Box, within: Box, ridge: Ridge, genes: NDArray[np.int64] | None = None
+) -> UInt8[np.ndarray, "stain y x"]:
+    """The regression's image of a box: bins upsampled linearly to pixels, cut to 0..255.
+
+    Bins start at the corner of `within`, which holds the box, so that any boxes of it fit together.
+    """
     step = ridge.bin_px
-    rows, columns = -(-box.height // step), -(-box.width // step)
-    image = np.zeros((ridge.weights.shape[1], rows, columns))
-    for tile in Box(0, rows, 0, columns).tiles(TILE_BINS, TILE_BINS):
-        area = Box(*(edge * step for edge in (tile.y0, tile.y1, tile.x0, tile.x1))).shift(box.y0, box.x0)
-        bins = neighbourhood(_layers(brain, section, area, step, ridge.axes)) @ ridge.weights
-        image[(slice(None), *tile.slices())] = bins.T.reshape(-1, tile.height, tile.width)
     # a bin's value belongs to its middle
-    at = [(np.arange(size) + 0.5) / step - 0.5 for size in (box.height, box.width)]
-    grid = np.meshgrid(*at, indexing="ij")
-    smooth = [ndimage.map_coordinates(layer, grid, order=1, mode="nearest") for layer in image]
-    return np.clip(np.rint(smooth), 0, 255).astype(np.uint8)
+    at, bounds = [], []
+    for low, high, start, stop in (
+        (box.y0, box.y1, within.y0, within.y1),
+        (box.x0, box.x1, within.x0, within.x1),
+    ):
+        places = np.clip((np.arange(low, high) - start + 0.5) / step - 0.5, 0, -(-(stop - start) // step) - 1)
+        first, last = int(places[0]), int(np.ceil(places[-1])) + 1
+        at.append(places - first)
+        bounds += [first, last]
+    bins = Box(*bounds)
+    image = np.zeros((ridge.weights.shape[1], bins.height, bins.width))
+    for tile in bins.tiles(TILE_BINS, TILE_BINS):
+        area = Box(*(edge * step for edge in (tile.y0, tile.y1, tile.x0, tile.x1))).shift(within.y0, within.x0)
+        values = neighbourhood(_layers(brain, section, area, step, ridge.axes, genes)) @ ridge.weights
+        image[(slice(None), *tile.shift(-bins.y0, -bins.x0).slices())] = values.T.reshape(-1, tile.height, tile.width)
+    smooth = np.stack([_bilinear(layer, at[0], at[1]) for layer in image])
+    return np.asarray(np.clip(np.rint(smooth), 0, 255), np.uint8)
+
+
+def _bilinear(
+    layer: Float[np.ndarray, "row column"], y: Float[np.ndarray, " y"], x: Float[np.ndarray, " x"]
+) -> Float[np.ndarray, "y x"]:
+    """Linear interpolation on a grid of places, one axis after the other."""
+    for axis, places in ((0, y), (1, x)):
+        low = np.minimum(places.astype(np.int64), layer.shape[axis] - 1)
+        high = np.minimum(low + 1, layer.shape[axis] - 1)
+        share = np.expand_dims(places - low, 1 - axis)
+        layer = np.take(layer, low, axis) * (1 - share) + np.take(layer, high, axis) * share
+    return np.asarray(layer)
 
 
 def _tiles(sections: Sequence[int], box: Box, bin_px: int) -> Iterator[tuple[int, Box]]:
-    """Tiles of whole bins inside the box; a rest narrower than a bin is left out."""
+    """Tiles of whole bins inside the box, at most `MAX_TILES`; a rest narrower than a bin is left out."""
     whole = Box(box.y0, box.y1 - box.height % bin_px, box.x0, box.x1 - box.width % bin_px)
     for section in sections:
-        for tile in whole.tiles(TILE_BINS * bin_px, TILE_BINS * bin_px):
-            yield section, tile
+        tiles = list(whole.tiles(TILE_BINS * bin_px, TILE_BINS * bin_px))
+        most = min(len(tiles), max(1, MAX_TILES // len(sections)))
+        for index in np.linspace(0, len(tiles) - 1, most):
+            yield section, tiles[round(float(index))]
 
 
-def _gene_axes(brain: Brain, sections: Sequence[int], box: Box, bin_px: int) -> Float[np.ndarray, "gene component"]:
+def _gene_axes(
+    brain: Brain, sections: Sequence[int], box: Box, bin_px: int, genes: NDArray[np.int64] | None
+) -> Float[np.ndarray, "gene component"]:
     """Leading principal components of log1p counts a bin, over the training region."""
-    genes = len(brain.genes)
-    product, total, bins = np.zeros((genes, genes)), np.zeros(genes), 0
+    panel = len(brain.genes) if genes is None else len(genes)
+    product, total, bins = np.zeros((panel, panel)), np.zeros(panel), 0
     for section, tile in _tiles(sections, box, bin_px):
-        counts = np.log1p(gene_bins(brain, [section], tile, bin_px)).reshape(genes, -1).astype(np.float64)
+        counts = np.log1p(gene_bins(brain, [section], tile, bin_px, genes)).reshape(panel, -1).astype(np.float64)
         product += counts @ counts.T
         total += counts.sum(axis=1)
         bins += counts.shape[1]
@@ -171,10 +211,15 @@ def _gene_axes(brain: Brain, sections: Sequence[int], box: Box, bin_px: int) -> 
 
 
 def _layers(
-    brain: Brain, section: int, box: Box, bin_px: int, axes: Float[np.ndarray, "gene component"]
+    brain: Brain,
+    section: int,
+    box: Box,
+    bin_px: int,
+    axes: Float[np.ndarray, "gene component"],
+    genes: NDArray[np.int64] | None,
 ) -> Float[np.ndarray, "component y x"]:
     """Components of log1p counts in the bins of a box and one bin around it."""
-    counts = np.log1p(gene_bins(brain, [section], box.grow(bin_px), bin_px)[:, 0])
+    counts = np.log1p(gene_bins(brain, [section], box.grow(bin_px), bin_px, genes)[:, 0])
     return np.asarray(np.einsum("gyx,gc->cyx", counts, axes, optimize=True))
 
 

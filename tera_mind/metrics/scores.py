@@ -1,30 +1,31 @@
-"""From measurements to figures: rows with intervals, paired differences, acceptance lines."""
+"""From merged measurements to figures: rows with intervals and paired differences, one topic a function.
+
+Every function asks the results for the few arrays that it needs, so memory holds one of them at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
-from scipy.stats import wasserstein_distance
+from jaxtyping import Int
+from numpy.typing import NDArray
 
-from tera_mind.metrics import frechet
-from tera_mind.metrics.bootstrap import (
-    Interval,
-    interval,
-    mean_interval,
-    median_interval,
-    median_ratio,
-    pearson,
-    ratio_of_sums,
-)
-from tera_mind.metrics.measure import Measured, WindowNuclei
-from tera_mind.metrics.seams import SeamIndex, seam_index
-from tera_mind.metrics.table import PATCH_METRICS, Criterion, Paired, Row, find_row
+from tera_mind.metrics import spectra
+from tera_mind.metrics.bootstrap import cell_difference, cell_mean
+from tera_mind.metrics.cells import CellSums, merge
+from tera_mind.metrics.partial import Results
+from tera_mind.metrics.plan import CEILING, GENERATED, REAL, Plan
+from tera_mind.metrics.seam_figures import SeamFigure, coherent_step, gradient_index, grid_spectrum
+from tera_mind.metrics.seam_sums import SeamSums, merge_seams
+from tera_mind.metrics.strata import Group, StratumRow, groups, strata_rows
+from tera_mind.metrics.table import LARGE_METRICS, PATCH_METRICS, Paired, Row, paired_row
+from tera_mind.metrics.zcontinuity import z_correlation_gap
 
-CEILING = "real_vs_real"
-REAL = "real"
+#: measures of a seam, by the end of their names
+SEAMS = {"index": gradient_index, "step": coherent_step, "spectrum": grid_spectrum}
 
 
 @dataclass(frozen=True)
@@ -35,210 +36,169 @@ class Resampling:
     seed: int
 
 
-def patch_rows(method: str, found: Measured, stains: Sequence[str], draw: Resampling) -> list[Row]:
+@dataclass(frozen=True)
+class Measured:
+    """All that was measured: places, results of the test box and of the reference tissue; `genes` shared genes."""
+
+    plan: Plan
+    test: Results
+    reference: Results
+    draw: Resampling
+    genes: int
+
+    def patch_cells(self, name: str) -> Int[np.ndarray, " patch"]:
+        """Bootstrap cells of "patch", "large" or "z" boxes."""
+        return self.plan.cells(self.test.array(f"{name}_boxes"))
+
+    def of(self, method: str) -> Results:
+        return self.reference if method == CEILING else self.test
+
+    def cell_sums(self, what: str, method: str, stain: str) -> CellSums:
+        """Sums by cell of all blocks as one."""
+        found = self.of(method)
+        return merge([CellSums(*(found.array(f"{what}/{method}/{stain}/{part}") for part in CellSums._fields))])
+
+
+def patch_rows(found: Measured, methods: Sequence[str]) -> list[Row]:
     """Means over patches of the paired scores."""
     rows = []
-    for metric in PATCH_METRICS:
-        for stain in stains:
-            mean = mean_interval(found.scores[metric, stain], draw.resamples, draw.seed)
-            rows.append(Row.of(method, metric, stain, mean, "no patch has transcripts and contrast"))
+    for boxes, metrics in (("patch", PATCH_METRICS), ("large", LARGE_METRICS)):
+        cells = found.patch_cells(boxes)
+        for method in methods:
+            for metric in metrics:
+                for stain in found.plan.stains:
+                    values = found.test.array(f"{metric}/{method}/{stain}")
+                    mean = cell_mean(values, cells, found.draw.resamples, found.draw.seed)
+                    rows.append(Row.of(method, metric, stain, mean, _why_no_patch(found.plan, boxes)))
     return rows
 
 
-def seam_rows(method: str, stain: str, found: SeamIndex) -> list[Row]:
-    """The seam index, and what the same image gives on grids that are no patch grid (all shifts but 0)."""
-    reason = "no patch border inside the box, or an image without any gradient"
-    others = found.phases[1:][np.isfinite(found.phases[1:])]
-    null = Interval(None, None, None, len(others))
-    if len(others):
-        low, high = np.percentile(others, [2.5, 97.5])
-        null = Interval(float(others.mean()), float(low), float(high), len(others))
-    return [
-        Row.of(method, "seam_index", stain, found.estimate, reason),
-        Row.of(method, "seam_null", stain, null, reason),
-    ]
+def _why_no_patch(plan: Plan, boxes: str) -> str:
+    if boxes == "large":
+        return f"no square of {plan.large_px} px with transcripts fits into the region"
+    return "no patch has transcripts and contrast"
 
 
-def seam_indices(
-    measured: Mapping[str, Measured], stains: Sequence[str], draw: Resampling
-) -> dict[tuple[str, str], SeamIndex]:
-    """Seam index by method and stain, for every method that has an image of the test box."""
-    return {
-        (method, stain): seam_index(found.segments[stain], found.phases[stain], draw.resamples, draw.seed)
-        for method, found in measured.items()
-        for stain in stains
-        if stain in found.segments
-    }
-
-
-def frechet_rows(measured: Mapping[str, Measured], stains: Sequence[str]) -> list[Row]:
-    """Every method's tiles, and the real tiles of the ceiling box, against the real tiles of the test box."""
+def patch_pairs(found: Measured, controls: Sequence[str]) -> list[Paired]:
+    """Generated against each control on the same patches; positive: generated is better."""
     rows = []
-    for stain in stains:
-        real, ceiling = (measured[method].features[stain] for method in (REAL, CEILING))
-        tiles = min(len(real), len(ceiling))
-        reason = f"needs at least {frechet.MIN_TILES} tiles of tissue on each side, has {len(ceiling)} and {len(real)}"
-        space = None
-        if tiles >= frechet.MIN_TILES:
-            space = frechet.feature_space(np.concatenate([real, ceiling]), frechet.components_for(tiles))
-        for method, found in measured.items():
+    for boxes, metrics in (("patch", PATCH_METRICS), ("large", LARGE_METRICS)):
+        cells = found.patch_cells(boxes)
+        for metric in metrics:
+            for stain in found.plan.stains:
+                own = found.test.array(f"{metric}/{GENERATED}/{stain}")
+                for control in controls:
+                    other = found.test.array(f"{metric}/{control}/{stain}")
+                    gain = cell_difference(own, other, cells, found.draw.resamples, found.draw.seed)
+                    rows.append(paired_row(metric, stain, control, gain, "no patch with transcripts"))
+    return rows
+
+
+def seam_rows(found: Measured) -> tuple[list[Row], dict[str, NDArray[Any]]]:
+    """Three measures of seams at every grid, their null, and the gradient index by shift of the grid."""
+    rows, phases = [], {}
+    for name, grid in found.plan.seam_grids.items():
+        prefix = "" if name == "seams" else "tile_"
+        for method in found.plan.images:
+            for stain in found.plan.stains:
+                key = f"{name}/{method}/{stain}"
+                parts = SeamSums(*(found.test.array(f"{key}/{part}") for part in SeamSums._fields))
+                sums = merge_seams([parts])
+                figures = {
+                    f"{prefix}seam_{end}": measure(sums, grid, found.draw.resamples, found.draw.seed)
+                    for end, measure in SEAMS.items()
+                }
+                for metric, figure in figures.items():
+                    rows.append(Row.of(method, metric, stain, figure.estimate, _why_no_seam(metric)))
+                    null = f"{prefix}seam_null" if metric.endswith("index") else f"{metric}_null"
+                    rows.append(Row.of(method, null, stain, figure.null, _why_no_seam(metric)))
+                index: SeamFigure = figures[f"{prefix}seam_index"]
+                phases[f"{prefix}seam_phase/{method}/{stain}"] = index.shifts
+    return rows, phases
+
+
+def _why_no_seam(metric: str) -> str:
+    if metric.endswith("spectrum"):
+        return "needs a region of at least three grid squares a side, and an image with texture"
+    return "no border of the grid inside the box, or an image without any gradient"
+
+
+def look_rows(found: Measured) -> list[Row]:
+    """Distances of power spectra and of histograms to the real image, for the ceiling as well."""
+    rows = []
+    for stain in found.plan.stains:
+        real = {what: found.cell_sums(what, REAL, stain) for what in ("spectrum", "histogram")}
+        for method in found.plan.methods:
+            if method == REAL:
+                continue
+            for what, metric, measure in (
+                ("spectrum", "spectrum_distance", spectra.spectrum_distance),
+                ("histogram", "histogram_wasserstein", spectra.histogram_wasserstein),
+            ):
+                own = found.cell_sums(what, method, stain)
+                distance = measure(own, real[what], found.draw.resamples, found.draw.seed)
+                rows.append(Row.of(method, metric, stain, distance, "no whole patch with transcripts on both sides"))
+    return rows
+
+
+def continuity_rows(found: Measured) -> list[Row]:
+    """Correlation of neighbouring sections, and its gap to that of the real sections."""
+    rows = []
+    cells, why = found.patch_cells("z"), "one section, or no patch with transcripts in two"
+    for stain in found.plan.stains:
+        real = found.test.array(f"z/{REAL}/{stain}")
+        for method in found.plan.images:
+            if f"z/{method}/{stain}" not in found.test:
+                continue
+            own = found.test.array(f"z/{method}/{stain}")
+            settings = found.draw.resamples, found.draw.seed
+            rows.append(Row.of(method, "z_correlation", stain, cell_mean(own, cells, *settings), why))
             if method != REAL:
-                other = found.features[stain]
-                value = None if space is None else frechet.frechet_distance(other, real, space)
-                n = min(len(other), len(real))
-                rows.append(Row.of(method, "frechet", stain, Interval(value, None, None, n), reason))
+                gap = z_correlation_gap(own, real, cells, *settings)
+                rows.append(Row.of(method, "z_correlation_gap", stain, gap, why))
     return rows
 
 
-def nucleus_rows(
-    method: str,
-    found: WindowNuclei,
-    real: WindowNuclei,
-    kept: Bool[np.ndarray, " window"],
-    *,
-    stain: str,
-    draw: Resampling,
-) -> list[Row]:
-    """Numbers and areas against the real image of the same windows (`kept`: those with transcripts)."""
-    counts = np.stack([found.counts, real.counts], axis=1).astype(np.float64)
-    areas = np.stack([found.areas, real.areas], axis=1)[kept]
-    both = areas[np.isfinite(areas).all(axis=1)]
-    settings = draw.resamples, draw.seed
-    error = np.abs(counts[kept, 0] - counts[kept, 1])
-    none = "no nuclei"
-    ratio = interval(counts, ratio_of_sums, *settings)
-    if ratio.value is not None:  # overlapping windows may count a nucleus twice: the spread alone is theirs
-        ratio = ratio._replace(value=len(found.area_um2) / len(real.area_um2))
-    figures = {
-        "nuclei_count": (_plain(float(len(found.area_um2)), len(found.counts)), none),
-        "nuclei_count_r": (interval(counts[kept], pearson, *settings), "the same number in every window"),
-        "nuclei_count_ratio": (ratio, "no nuclei in the real image"),
-        "nuclei_count_error": (mean_interval(error, *settings), "no window with transcripts"),
-        "nuclei_count_wasserstein": (_wasserstein(counts[kept, 0], counts[kept, 1]), "no window"),
-        "nucleus_area_median_um2": (median_interval(found.area_um2, *settings), none),
-        "nucleus_area_ratio": (median_ratio(found.area_um2, real.area_um2, *settings), none),
-        "nucleus_area_r": (interval(both, pearson, *settings), "too few windows with nuclei in both images"),
-        "nucleus_area_wasserstein": (_wasserstein(found.area_um2, real.area_um2), none),
-    }
-    if method == REAL:
-        figures = {metric: figures[metric] for metric in ("nuclei_count", "nucleus_area_median_um2")}
-    return [Row.of(method, metric, stain, value, reason) for metric, (value, reason) in figures.items()]
+def patch_groups(
+    found: Measured, section_names: Mapping[int, str], regions: NDArray[Any] | None, names: Mapping[int, str]
+) -> list[Group]:
+    """Groups of patches by section, density of transcripts and region."""
+    boxes = found.test.array("patch_boxes")
+    made = groups(boxes[:, 0], found.test.array("patch_transcripts"), regions, names)
+    return [g._replace(name=section_names[int(g.name)]) if g.stratum == "section" else g for g in made]
 
 
-def ceiling_nucleus_rows(
-    ceiling: WindowNuclei,
-    real: WindowNuclei,
-    kept: Bool[np.ndarray, " window"],
-    *,
-    area_share: float,
-    stain: str,
-    draw: Resampling,
-) -> list[Row]:
-    """Real nuclei of the ceiling box against those of the test box; `area_share` is the ceiling box's area by its."""
-    settings = draw.resamples, draw.seed
-    total, reference = len(ceiling.area_um2), len(real.area_um2) * area_share
-    ratio = _plain(total / reference, len(ceiling.counts)) if reference else Interval(None, None, None, 0)
-    none = "no nuclei"
-    figures = {
-        "nuclei_count": (_plain(float(total), len(ceiling.counts)), none),
-        "nuclei_count_ratio": (ratio, "no nuclei in the real image"),
-        "nuclei_count_wasserstein": (_wasserstein(ceiling.counts, real.counts[kept]), "no window"),
-        "nucleus_area_median_um2": (median_interval(ceiling.area_um2, *settings), none),
-        "nucleus_area_ratio": (median_ratio(ceiling.area_um2, real.area_um2, *settings), none),
-        "nucleus_area_wasserstein": (_wasserstein(ceiling.area_um2, real.area_um2), none),
-    }
-    return [Row.of(CEILING, metric, stain, value, reason) for metric, (value, reason) in figures.items()]
-
-
-def _plain(value: float, n: int) -> Interval:
-    return Interval(value, None, None, n)
-
-
-def _wasserstein(first: Shaped[np.ndarray, " a"], second: Shaped[np.ndarray, " b"]) -> Interval:
-    if not len(first) or not len(second):
-        return Interval(None, None, None, len(first))
-    return _plain(float(wasserstein_distance(first, second)), len(first))
-
-
-def paired_rows(
-    measured: Mapping[str, Measured],
-    controls: Sequence[str],
-    stains: Sequence[str],
-    nuclei: tuple[str, Bool[np.ndarray, " window"]] | None,
-    draw: Resampling,
-) -> list[Paired]:
-    """Generated against each control on the same patches and windows; positive: generated is better.
-
-    `nuclei` names the stain in which nuclei were sought and the windows that count.
-    """
-    rows = []
-    for control in controls:
+def strata(found: Measured, methods: Sequence[str], members: Sequence[Group]) -> list[StratumRow]:
+    """Every patch score in every group, one score in memory at a time."""
+    cells = found.patch_cells("patch")
+    rows: list[StratumRow] = []
+    for method in methods:
         for metric in PATCH_METRICS:
-            for stain in stains:
-                gain = measured["generated"].scores[metric, stain] - measured[control].scores[metric, stain]
-                rows.append(_paired(metric, stain, control, gain, draw))
-        if nuclei is not None:
-            stain, kept = nuclei
-            errors = {method: _count_error(measured, method)[kept] for method in ("generated", control)}
-            gain = errors[control] - errors["generated"]
-            rows.append(_paired("nuclei_count_error", stain, control, gain, draw))
+            for stain in found.plan.stains:
+                scores = {(method, metric, stain): found.test.array(f"{metric}/{method}/{stain}")}
+                rows += strata_rows(scores, members, cells, found.draw.resamples, found.draw.seed)
     return rows
 
 
-def _count_error(measured: Mapping[str, Measured], method: str) -> Float[np.ndarray, " window"]:
-    found, real = measured[method].nuclei, measured[REAL].nuclei
-    assert found is not None
-    assert real is not None
-    return np.asarray(np.abs(found.counts - real.counts), np.float64)
-
-
-def _paired(metric: str, stain: str, control: str, gain: Float[np.ndarray, " unit"], draw: Resampling) -> Paired:
-    value, low, high, n = mean_interval(gain, draw.resamples, draw.seed)
-    return Paired(metric, stain, control, value, low, high, n, None if value is not None else "no patch or window")
-
-
-def acceptance(table: list[Row], paired: list[Paired], stains: Sequence[str], stain_of_nuclei: str) -> list[Criterion]:
-    """The lines a generated volume is judged by; one that cannot be computed is not passed."""
-    lines = [
-        Criterion(
-            f"{row.metric} {row.stain} beats shuffled",
-            row.difference,
-            "interval above 0",
-            row.low is not None and row.low > 0,
+def patch_arrays(found: Measured, methods: Sequence[str]) -> Iterator[str]:
+    """Names of the arrays that are kept as they were measured."""
+    for boxes, metrics in (("patch", PATCH_METRICS), ("large", LARGE_METRICS)):
+        yield f"{boxes}_boxes"
+        yield from (
+            f"{metric}/{method}/{stain}" for metric in metrics for method in methods for stain in found.plan.stains
         )
-        for row in paired
-        if row.control == "shuffled"
-    ]
-    if not lines:
-        lines.append(Criterion("paired scores beat shuffled", None, "needs a volume with shuffled genes", passed=False))
-
-    def value(metric: str, stain: str, method: str = "generated") -> float | None:
-        row = find_row(table, method, metric, stain)
-        return None if row is None else row.value
-
-    for metric, low, high in (
-        ("nuclei_count_r", 0.5, 1.0),
-        ("nucleus_area_ratio", 0.8, 1.2),
-        ("nuclei_count_ratio", 0.75, 1.25),
-    ):
-        words = f"at least {low:g}" if metric == "nuclei_count_r" else f"{low:g} to {high:g}"
-        lines.append(_within(metric, value(metric, stain_of_nuclei), words, low, high + 1e-9))
-    for stain in stains:
-        distance, zeroed, ceiling = (value("frechet", stain, m) for m in ("generated", "zeroed", CEILING))
-        words = "needs a volume with zeroed genes" if zeroed is None else f"below {zeroed:.4g}, genes zeroed"
-        passed = distance is not None and zeroed is not None and distance < zeroed
-        lines.append(Criterion(f"frechet {stain} below zeroed", distance, words, passed))
-        ratio = None if distance is None or not ceiling else distance / ceiling
-        lines.append(_within(f"frechet {stain} by real against real", ratio, "at most 3", 0.0, 3.0))
-        real = find_row(table, REAL, "seam_index", stain)
-        index = value("seam_index", stain)
-        if real is None or real.low is None or real.high is None:
-            lines.append(Criterion(f"seam_index {stain}", index, "needs the real image's interval", passed=False))
-        else:
-            words = f"{real.low:.4f} to {real.high:.4f}, as real"
-            lines.append(_within(f"seam_index {stain}", index, words, real.low, real.high))
-    return lines
+    yield "patch_transcripts"
 
 
-def _within(name: str, value: float | None, words: str, low: float, high: float) -> Criterion:
-    return Criterion(name, value, words, value is not None and low <= value <= high)
+def spectrum_arrays(found: Measured) -> dict[str, NDArray[Any]]:
+    """Mean spectra and histograms of every method."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for method in found.plan.methods:
+        for stain in found.plan.stains:
+            sums = found.cell_sums("spectrum", method, stain)
+            if len(sums.cells):
+                arrays[f"spectrum/{method}/{stain}"] = spectra.mean_spectrum(sums)
+                histogram = found.cell_sums("histogram", method, stain)
+                arrays[f"histogram/{method}/{stain}"] = histogram.sums.sum(axis=0)
+    arrays["spectrum_cycles_per_um"] = spectra.frequencies(found.plan.whole_px, found.plan.pixel_um)
+    return arrays

@@ -1,9 +1,9 @@
-"""The report's plots: histograms, scatter, seam profile, loss curve; each drawn for light and for dark pages."""
+"""How the report's plots look: one style, drawn for light and for dark pages, a colour and a marker each method."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from tera_mind.report.pictures import data_uri
-from tera_mind.report.words import method_label
+from tera_mind.report.words import REFERENCES, method_label
 
 #: method -> colour, the same in every figure; "real" takes the page's ink
 PALETTE = {
@@ -24,23 +25,43 @@ PALETTE = {
     "zeroed": "#9b7fc4",
     "mean_image": "#b59a55",
     "ridge": "#3fa38c",
+    "ensemble_mean": "#d277a5",
+    "real_neighbour": "#6f8f6a",
     "real_vs_real": "#8b93a1",
+}
+#: method -> marker, for readers who cannot tell the colours apart
+MARKERS = {
+    "generated": "o",
+    "shuffled": "s",
+    "zeroed": "^",
+    "mean_image": "v",
+    "ridge": "D",
+    "ensemble_mean": "P",
+    "real_neighbour": "|",
+    "real_vs_real": "|",
+    "real": "|",
 }
 THEMES = {
     "light": {"ink": "#22262e", "soft": "#6b7280", "line": "#d5d9e0", "page": "#ffffff"},
     "dark": {"ink": "#e6e9ef", "soft": "#9aa3b2", "line": "#3a414d", "page": "#1b1f26"},
 }
+DASHED = (0, (4, 3))
+DPI = 150
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A finished plot: PNG bytes for light and dark pages, what it shows (`alt`), and its caption."""
+    """A finished plot: PNG bytes for light and dark pages, what it shows (`alt`), and its caption.
+
+    wide: it takes the page's whole width.
+    """
 
     name: str
     light: bytes
     dark: bytes
     alt: str
     caption: str
+    wide: bool = False
 
     @property
     def light_uri(self) -> str:
@@ -52,166 +73,133 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Profile:
-    """Mean absolute gradient by position in the patch, divided by its own mean; the border is at `offset_px` 0."""
+class Part:
+    """The plots of one section of the page; `absent` says why there is none, or what is missing among them."""
 
-    offset_px: NDArray[np.int64]
-    mean: NDArray[np.float64]
-    error: NDArray[np.float64]
-
-
-def _colour(method: str, ink: str) -> str:
-    return ink if method == "real" else PALETTE.get(method, "#8b93a1")
+    plots: list[Plot]
+    absent: str = ""
 
 
-def _plot(
-    name: str, alt: str, caption: str, draw: Callable[[Axes, str], None], size: tuple[float, float] = (5.2, 3.5)
+@dataclass(frozen=True)
+class Theme:
+    """Colours of the page that a plot is drawn for."""
+
+    ink: str
+    soft: str
+    line: str
+    page: str
+
+    def colour(self, method: str) -> str:
+        return self.ink if method == "real" else PALETTE.get(method, self.soft)
+
+
+def plot(
+    name: str,
+    alt: str,
+    caption: str,
+    draw: Callable[[Axes, Theme], None],
+    size: tuple[float, float] = (5.2, 3.5),
+    *,
+    wide: bool = False,
 ) -> Plot:
+    """One panel of `size` inches, drawn by `draw`."""
+
+    def fill(axes: NDArray[Any], theme: Theme) -> None:
+        draw(axes[0, 0], theme)
+
+    return panels(name, alt, caption, fill, size, wide=wide)
+
+
+def panels(
+    name: str,
+    alt: str,
+    caption: str,
+    draw: Callable[[NDArray[Any], Theme], None],
+    size: tuple[float, float],
+    shape: tuple[int, int] = (1, 1),
+    *,
+    wide: bool = False,
+    **options: Any,
+) -> Plot:
+    """A grid of panels (rows, columns) in a figure of `size` inches; `draw` gets its axes."""
     drawn = {}
-    for theme, colours in THEMES.items():
-        style: dict[Any, Any] = {
-            "font.size": 10,
-            "axes.edgecolor": colours["line"],
-            "axes.labelcolor": colours["soft"],
-            "xtick.color": colours["soft"],
-            "ytick.color": colours["soft"],
-            "text.color": colours["ink"],
-            "axes.facecolor": colours["page"],
-            "figure.facecolor": colours["page"],
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "grid.color": colours["line"],
-            "grid.linewidth": 0.6,
-            "axes.axisbelow": True,
-        }
-        with mpl.rc_context(style):
-            figure = Figure(figsize=size, dpi=150, layout="constrained")
-            axes = figure.add_subplot()
-            axes.grid(visible=True, axis="y")
-            draw(axes, colours["ink"])
-            buffer = io.BytesIO()
-            FigureCanvasAgg(figure).print_png(buffer)
-            drawn[theme] = buffer.getvalue()
-    return Plot(name, drawn["light"], drawn["dark"], alt, caption)
+    for name_of_theme, colours in THEMES.items():
+        with mpl.rc_context(_style(colours)):
+            figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+            axes = figure.subplots(*shape, squeeze=False, **options)
+            for panel in axes.flat:
+                panel.grid(visible=True, axis="y")
+            draw(axes, Theme(**colours))
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            drawn[name_of_theme] = _png(np.asarray(canvas.buffer_rgba())[..., :3])
+    return Plot(name, drawn["light"], drawn["dark"], alt, caption, wide)
 
 
-def histogram(
-    name: str, values: Mapping[str, NDArray[np.generic]], axis_label: str, noun: str, *, whole: bool = False
-) -> Plot:
-    """Overlaid histograms of one quantity, a method each; real filled, others as lines; medians as ticks.
-
-    `whole`: the quantity counts things, so bins hold whole numbers. Bins end at the 99.5th percentile of all.
-    """
-    kept = {m: v[np.isfinite(v)].astype(np.float64) for m, v in values.items()}
-    kept = {m: v for m, v in kept.items() if v.size}
-    top = max(float(np.percentile(v, 99.5)) for v in kept.values()) if kept else 1.0
-    if whole:
-        width = max(1, int(np.ceil((top + 1) / 28)))
-        edges = [edge - 0.5 for edge in range(0, int(top) + 2 * width, width)]
-    else:
-        edges = np.linspace(0, max(top, 1e-9), 37).tolist()
-
-    def draw(axes: Axes, ink: str) -> None:
-        for method, data in kept.items():
-            weights = np.full(data.size, 100 / data.size)
-            colour, label = _colour(method, ink), f"{method_label(method)} (n = {data.size:,})"
-            shown = np.clip(data, edges[0], edges[-1])
-            if method == "real":
-                axes.hist(shown, edges, weights=weights, color=colour, alpha=0.22, label=label)
-            else:
-                strong = method == "generated"
-                axes.hist(
-                    shown,
-                    edges,
-                    weights=weights,
-                    histtype="step",
-                    color=colour,
-                    linewidth=2.0 if strong else 1.2,
-                    label=label,
-                )
-            axes.axvline(float(np.median(data)), color=colour, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set(xlabel=axis_label, ylabel=f"{noun}, %", xlim=(edges[0], edges[-1]))
-        axes.legend(fontsize=8.5)
-
-    medians = ", ".join(f"{method_label(m).lower()} {np.median(v):.3g}" for m, v in kept.items())
-    caption = f"{axis_label.capitalize()}: share of {noun}. Dashed: medians ({medians}). The last bin holds all above."
-    return _plot(name, f"Histograms of {axis_label} for {', '.join(kept)}; medians {medians}", caption, draw)
+def _style(colours: Mapping[str, str]) -> dict[Any, Any]:
+    return {
+        "font.size": 10,
+        "axes.edgecolor": colours["line"],
+        "axes.labelcolor": colours["soft"],
+        "axes.titlecolor": colours["ink"],
+        "axes.titlesize": 10,
+        "xtick.color": colours["soft"],
+        "ytick.color": colours["soft"],
+        "text.color": colours["ink"],
+        "axes.facecolor": colours["page"],
+        "figure.facecolor": colours["page"],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "grid.color": colours["line"],
+        "grid.linewidth": 0.6,
+        "axes.axisbelow": True,
+    }
 
 
-def scatter(name: str, real: NDArray[np.generic], other: NDArray[np.generic], noun: str) -> Plot:
-    """Window by window, real against generated, with the identity line and Pearson's r."""
-    x, y = real.astype(np.float64), other.astype(np.float64)
-    fits = x.size > 2 and x.std() > 0 and y.std() > 0
-    r = f"r = {np.corrcoef(x, y)[0, 1]:.2f}" if fits else "r not defined"
-    # whole numbers fall on each other: spread them a little, the same way every time
-    spread = np.random.default_rng([0, 7]).uniform(-0.3, 0.3, (2, x.size))
-    top = max(float(x.max(initial=1)), float(y.max(initial=1))) * 1.05
-
-    def draw(axes: Axes, ink: str) -> None:
-        axes.grid(visible=True, axis="both")
-        axes.plot([0, top], [0, top], color=ink, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)
-        axes.scatter(x + spread[0], y + spread[1], s=14, color=PALETTE["generated"], alpha=0.5, linewidths=0)
-        axes.set(xlabel=f"{noun}, real", ylabel=f"{noun}, generated", xlim=(-0.5, top), ylim=(-0.5, top))
-        axes.set_aspect("equal")
-        axes.text(0.04, 0.95, r, transform=axes.transAxes, va="top", fontsize=12, weight="bold")
-
-    caption = f"{noun.capitalize()}: each point is one window (n = {x.size:,}), {r}. On the dashed line both agree."
-    return _plot(name, f"Scatter of {noun}, real against generated, {r}", caption, draw)
-
-
-def seam_profile(name: str, stain: str, profiles: Mapping[str, Profile]) -> Plot:
-    """Gradient across the patch, a method each, with the border between two patches in the middle."""
-
-    def draw(axes: Axes, ink: str) -> None:
-        axes.axvline(0, color=ink, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)
-        axes.axhline(1, color=ink, linewidth=0.8, alpha=0.3)
-        for method, profile in profiles.items():
-            colour = _colour(method, ink)
-            axes.fill_between(
-                profile.offset_px,
-                profile.mean - 1.96 * profile.error,
-                profile.mean + 1.96 * profile.error,
-                color=colour,
-                alpha=0.15,
-                linewidth=0,
-            )
-            width = 1.8 if method in {"real", "generated"} else 1.1
-            axes.plot(profile.offset_px, profile.mean, color=colour, linewidth=width, label=method_label(method))
-        axes.set(xlabel="position relative to the patch border, px", ylabel="grey-level step / its mean")
-        axes.margins(x=0)
-        axes.legend(fontsize=8.5)
-
-    at_border = ", ".join(f"{method_label(m).lower()} {p.mean[p.offset_px == 0][0]:.2f}" for m, p in profiles.items())
-    caption = (
-        f"{stain}: mean absolute step between neighbouring pixels by where they lie in the patch, rows and columns "
-        f"together, divided by its mean; band: 95 % interval. At the border (dashed): {at_border}. A peak there is a "
-        f"visible patch grid."
+def _png(rgb: NDArray[np.uint8]) -> bytes:
+    """Few colours make small files: a plot has hardly more than a palette holds."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(rgb)).quantize(192, dither=Image.Dither.NONE).save(
+        buffer, "PNG", optimize=True
     )
-    return _plot(name, f"Seam profile of {stain}; at the patch border {at_border}", caption, draw)
+    return buffer.getvalue()
 
 
-def loss_curve(name: str, curves: Mapping[str, tuple[list[int], list[float]]]) -> Plot:
-    """Training loss, raw and smoothed, and validation loss against optimiser steps."""
+def dots(axes: Axes, theme: Theme, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """A dot with its interval for each (method, table row), one above the other, the first on top; names at the left.
 
-    def draw(axes: Axes, ink: str) -> None:
-        colours = iter([PALETTE["shuffled"], PALETTE["ridge"], PALETTE["zeroed"], PALETTE["mean_image"]] * 8)
-        for curve, (steps, values) in curves.items():
-            if curve.startswith("val/"):
-                axes.plot(steps, values, "o-", color=PALETTE["generated"], markersize=3.5, linewidth=1.4, label=curve)
-                continue
-            colour = next(colours)
-            window = max(1, len(values) // 40)
-            axes.plot(steps, values, color=colour, alpha=0.28 if window > 1 else 1, linewidth=0.9)
-            smooth = np.convolve(values, np.ones(window) / window, "valid")
-            axes.plot(steps[window - 1 :], smooth, color=colour, linewidth=1.6, label=curve)
-        if all(value > 0 for _, values in curves.values() for value in values):
-            axes.set_yscale("log")
-        axes.set_xlabel("optimiser step")
-        axes.set_ylabel("loss", color=ink)
-        axes.margins(x=0.01)
-        axes.legend(fontsize=8.5)
+    Rows without a value keep their line and say so.
+    """
+    for place, (method, row) in enumerate(rows):
+        point(axes, theme, method, row, float(place), size=7.0 if method == "generated" else 5.5)
+        if row["value"] is None:
+            axes.annotate(
+                "not known",
+                (0.02, place),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=8,
+                color=theme.soft,
+            )
+    axes.set_yticks(range(len(rows)), [method_label(method) for method, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0, labelcolor=theme.ink)
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
+    axes.spines["left"].set_visible(False)
 
-    last = ", ".join(f"{curve} {values[-1]:.3g}" for curve, (_, values) in curves.items())
-    caption = f"Loss during training (faint: as logged, strong: running mean). Last values: {last}."
-    return _plot(name, f"Loss curve; last values {last}", caption, draw, (7.6, 3.4))
+
+def point(axes: Axes, theme: Theme, method: str, row: Mapping[str, Any], place: float, size: float = 5.5) -> None:
+    """One value at height `place`, with its interval where it has one."""
+    value, low, high = (row.get(key) for key in ("value", "low", "high"))
+    if value is None:
+        return
+    colour = theme.colour(method)
+    if low is not None and high is not None:
+        axes.plot([low, high], [place, place], color=colour, linewidth=2, alpha=0.75, solid_capstyle="butt")
+    marker = MARKERS.get(method, "o")
+    if method in REFERENCES:
+        axes.plot(value, place, marker, color=colour, markersize=size + 5, markeredgewidth=2.2)
+    else:
+        axes.plot(value, place, marker, color=colour, markersize=size, markeredgecolor=theme.page, markeredgewidth=0.7)

@@ -6,19 +6,69 @@ import csv
 import json
 import math
 import zipfile
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from tera_mind.errors import FormatError, MissingFileError
 
 #: version of `metrics.json` that this report can read
-METRICS_VERSION = 1
-KEYS = ("settings", "methods", "table", "paired", "acceptance", "excluded")
-NUMBERS = frozenset({"value", "low", "high", "difference"})
+METRICS_VERSION = 2
+KEYS = ("settings", "methods", "table", "paired", "strata", "ensemble", "acceptance", "excluded")
+#: what each row of a part must hold
+ROW_KEYS = {
+    "table": frozenset({"method", "metric", "value"}),
+    "paired": frozenset({"metric", "control", "difference"}),
+    "strata": frozenset({"stratum", "group", "method", "metric", "value"}),
+    "acceptance": frozenset({"name", "value", "target", "passed"}),
+    "calibration": frozenset({"stain", "spread", "error"}),
+}
+NUMBERS = frozenset({"value", "low", "high", "difference", "p", "spread", "error"})
+
+
+class Arrays(Mapping[str, NDArray[Any]]):
+    """The arrays of an `arrays.npz` by name, each read when it is asked for: those of a whole brain fill a machine.
+
+    Raises `FormatError` where the file, or the array asked for, cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._open() as file:
+            self._names = tuple(file.files)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        with self._open() as file:
+            try:
+                return np.asarray(file[name])
+            except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise self._unreadable(error) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _open(self) -> NpzFile:
+        try:
+            file = np.load(self._path, allow_pickle=False)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise self._unreadable(error) from None
+        if not isinstance(file, NpzFile):
+            raise self._unreadable(ValueError("one array instead of an archive"))
+        return file
+
+    def _unreadable(self, error: Exception) -> FormatError:
+        return FormatError(f"{self._path} cannot be read ({error}): run `tera-mind evaluate` again")
 
 
 @dataclass(frozen=True)
@@ -32,7 +82,9 @@ class Evaluation:
     paired: list[dict[str, Any]]
     acceptance: list[dict[str, Any]]
     excluded: dict[str, Any]
-    arrays: dict[str, NDArray[Any]]
+    arrays: Mapping[str, NDArray[Any]]
+    strata: list[dict[str, Any]] = field(default_factory=list)
+    ensemble: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
@@ -57,19 +109,26 @@ class Evaluation:
             )
         if missing := [key for key in KEYS if key not in content]:
             raise FormatError(f"{metrics} lacks {', '.join(missing)}: run `tera-mind evaluate` again")
-        for row in (*content["table"], *content["paired"], *content["acceptance"]):
-            row |= {key: _finite(row[key]) for key in NUMBERS & row.keys()}
-        try:
-            with np.load(arrays, allow_pickle=False) as file:
-                loaded = {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise FormatError(f"{arrays} cannot be read ({error}): run `tera-mind evaluate` again") from None
-        return cls(folder, **{key: content[key] for key in KEYS}, arrays=loaded)
+        for part in ("table", "paired", "strata", "acceptance"):
+            _check_rows(metrics, part, content[part])
+        for part in ("table", "calibration"):
+            _check_rows(metrics, part, (content["ensemble"] or {}).get(part, []))
+        return cls(folder, **{key: content[key] for key in KEYS}, arrays=Arrays(arrays))
 
     def per_method(self, prefix: str) -> dict[str, NDArray[Any]]:
         """Arrays named `<prefix>/<method>`, by method."""
         start = f"{prefix}/"
-        return {name[len(start) :]: array for name, array in self.arrays.items() if name.startswith(start)}
+        return {name[len(start) :]: self.arrays[name] for name in self.arrays if name.startswith(start)}
+
+
+def _check_rows(path: Path, part: str, rows: list[dict[str, Any]]) -> None:
+    """Make the rows' numbers float or None, in place; raise `FormatError` for a row that lacks what it must hold."""
+    for number, row in enumerate(rows):
+        if lacking := sorted(ROW_KEYS[part] - (row.keys() if isinstance(row, dict) else set())):
+            raise FormatError(
+                f"{path}: row {number} of {part} lacks {', '.join(lacking)}: run `tera-mind evaluate` again"
+            )
+        row |= {key: _finite(row[key]) for key in NUMBERS & row.keys()}
 
 
 def _finite(value: Any) -> Any:

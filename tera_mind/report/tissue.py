@@ -14,9 +14,9 @@ from tera_mind.formats.brain import Brain
 from tera_mind.formats.volume import Volume
 from tera_mind.geometry import Box
 from tera_mind.report import pictures
-from tera_mind.report.figures import Profile
 from tera_mind.report.inputs import Evaluation
 from tera_mind.report.pictures import Picture, Range, Reader
+from tera_mind.report.plots.seams import Profile
 from tera_mind.report.words import MINUS, TIMES, method_label
 
 WIDE_UM, CLOSE_UM = 220.0, 55.0

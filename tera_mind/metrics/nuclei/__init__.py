@@ -1,0 +1,1 @@
+"""Nuclei: finding them, measuring them, comparing them with the real ones."""
