@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import Browser, find_chromium
 from PIL import Image
 
 from tera_mind.cli import report as command
@@ -323,3 +324,28 @@ def test_command_line(
     assert out.is_file()
     assert main(["report", *arguments, "--log", str(tmp_path / "none.csv")]) == 2
     assert "none.csv" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="no Chromium found: install chromium")
+def test_the_page_fits_wide_and_narrow_screens_in_light_and_dark(
+    tmp_path: Path, brain: Brain, volumes: dict[str, Volume]
+) -> None:
+    long = "a-rival-whose-name-is-much-longer-than-any-column-of-a-table-can-be"
+    table = [*rows(), *(row | {"method": long} for row in rows() if row["method"] == "ridge")]
+    evaluation = write_evaluation(tmp_path / "evaluation", table=table, methods=[*METHODS, long])
+    out = write_report(tmp_path / "report.html", evaluation, brain, {"generated": volumes["generated"]})
+    seen = {}
+    with Browser(1400, 900) as browser:
+        for scheme in ("light", "dark"):
+            browser.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            for width in (1400, 420):
+                browser.resize(width, 900)
+                browser.open("about:blank")
+                browser.open(out.as_uri())
+                browser.wait("document.readyState === 'complete' && document.querySelector('.lane .m-generated') !== null")
+                assert browser.run("document.querySelectorAll('details').forEach(d => d.open = true)") is None
+                assert browser.run("document.documentElement.scrollWidth") <= width
+                assert browser.run("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+            seen[scheme] = browser.run("document.querySelector('.plot img').currentSrc")
+        assert browser.problems == []
+    assert seen["light"] != seen["dark"]

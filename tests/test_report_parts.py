@@ -15,6 +15,7 @@ from tera_mind.report import scorecard, tables, verdict
 from tera_mind.report.glossary import GROUPS, METRICS, NUCLEUS, NULLS, QUESTIONS
 from tera_mind.report.inputs import Evaluation
 from tera_mind.report.plots import ensemble, genes, looks, nuclei, seams, sections, strata
+from tera_mind.report.words import DASH, MINUS
 
 RNG_SEED = 3
 

@@ -12,10 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tissue_case import attributes_of, make_case, make_tissue, paint
+from tissue_case import attributes_of, disc_section, make_case, make_tissue, paint
 
 from tera_mind.cli.main import main
 from tera_mind.errors import InputError
+from tera_mind.formats.brain import Transcripts, create_brain
 from tera_mind.formats.maps import Map
 from tera_mind.formats.volume import Volume
 from tera_mind.geometry import Box
@@ -228,3 +229,36 @@ def test_tiles_must_be_whole_patches(case, tmp_path, capsys):
 
 def test_attributes_are_those_of_the_case(case):
     assert case.volumes["generated"].attributes == attributes_of(case.brain, TEST)
+
+
+def test_a_region_without_tissue_has_reasons_instead_of_figures(tmp_path):
+    image, rows = disc_section(3, 192, 448)
+    image[:, 256:] = 0
+    kept = rows.x < 256
+    empty = Transcripts(*(column[kept] for column in (rows.y, rows.x, rows.gene, rows.count)))
+    brain = create_brain(
+        tmp_path / "b.zarr",
+        image=image[None, None],
+        transcripts=[empty],
+        genes=list("abc"),
+        stains=["DAPI"],
+        pixel_um=0.5,
+    )
+    test = Box(0, 192, 320, 448)
+    found = evaluate(brain, {"generated": paint(brain, test, tmp_path / "g.zarr")}, Box(0, 192, 0, 256), SETTINGS)
+    assert found.excluded["patches"] == 0
+    assert found.excluded["patches_without_transcripts"] == 6
+    for metric, stain in (("psnr", "DAPI"), ("frechet", "DAPI"), ("gene_recovery", ""), ("nuclei_count_r", "DAPI")):
+        row = found.row("generated", metric, stain)
+        assert row.value is None
+        assert row.reason
+    found.write(tmp_path / "out")
+
+
+def test_a_region_of_one_patch_is_evaluated(case, tmp_path):
+    test = Box(0, 64, 256, 320)
+    volume = paint(case.brain, test, tmp_path / "g.zarr")
+    found = evaluate(case.brain, {"generated": volume}, TRAIN, SETTINGS)
+    assert found.row("generated", "psnr", "DAPI").n == 2
+    assert found.row("generated", "psnr", "DAPI").low is None
+    assert "fits into" in found.row("generated", "ms_ssim", "DAPI").reason

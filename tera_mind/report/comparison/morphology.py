@@ -45,6 +45,7 @@ def _words(quantity: str) -> str:
     if quantity == "counts":
         return "nuclei"
     words, unit = NUCLEUS[quantity]
+    words = "nearest nucleus" if quantity == "distance" else words
     return f"{words}, {unit_words(unit)}" if unit else words
 
 
@@ -95,9 +96,11 @@ def scatter(comparison: Comparison, aligned: Aligned, entries: Sequence[Entry]) 
 def _regression(panel: Axes, real: NDArray[np.float64], values: NDArray[np.float64], colour: str) -> None:
     kept = np.isfinite(real) & np.isfinite(values).all(axis=0)
     x, seeds = real[kept], values[:, kept]
-    panel.grid(visible=True)
     if not len(x):
+        panel.set_axis_off()
+        panel.text(0.5, 0.5, "no nuclei to compare", transform=panel.transAxes, ha="center", color=SOFT)
         return
+    panel.grid(visible=True)
     ends = np.percentile(np.concatenate([x, seeds.ravel()]), [0, 100])
     ends = ends + np.array([-0.05, 0.05]) * max(float(np.ptp(ends)), 1e-9)
     panel.plot(ends, ends, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -138,19 +141,22 @@ def pooled(comparison: Comparison, entries: Sequence[Entry]) -> Drawing | None:
                 _steps(panel, truth, edges, INK, filled=True)
                 _steps(panel, own[entry.name], edges, palette.colour(entry.name), filled=False)
                 panel.set_xlim(edges[0], edges[-1])
-                panel.set_ylim(bottom=0)
+                # a spike is cut rather than let it press the real distribution flat
+                highest = np.histogram(np.clip(truth, edges[0], edges[-1]), edges)[0].max() / len(truth)
+                panel.set_ylim(0, min(panel.get_ylim()[1], 2.2 * highest))
                 panel.set_yticks([])
                 panel.spines["left"].set_visible(False)
                 if row == len(rows) - 1:
                     panel.set_xlabel("nuclei a window" if quantity == "counts" else _words(quantity))
                 if column == 0:
                     panel.set_ylabel(entry.name, color=palette.colour(entry.name), weight="bold")
-        axes[0, 0].text(0.97, 0.95, "grey: real", transform=axes[0, 0].transAxes, ha="right", va="top", color=SOFT)
+        axes[0, 0].set_title("grey: real", loc="left", color=SOFT, fontsize=8)
 
     quantities = ", ".join(NUCLEUS[quantity][0] for quantity in real if quantity in NUCLEUS)
     caption = (
         f"Distributions of nuclei per window and, over all nuclei, of their {quantities}: real tissue grey, each entry "
-        "a line; ticks below are medians. The last bin holds all above." + _left_out(comparison, rows)
+        "a line; ticks below are medians. The last bin holds all above; high spikes are cut."
+        + _left_out(comparison, rows)
     )
     return grid_figure("nuclei_distributions", caption, len(rows), len(real), draw, (2.2, 1.5))
 
@@ -163,9 +169,9 @@ def _finite(entry: Entry, array: str) -> NDArray[np.float64]:
 
 
 def _edges(values: Sequence[NDArray[np.float64]], *, whole: bool) -> NDArray[np.float64]:
-    """Bins from the lowest value to the 99.5th percentile of the widest distribution."""
+    """Bins to the 99.5th percentile of the widest distribution, at most twice that of the first, the real one."""
     kept = [v for v in values if len(v)]
-    top = max(float(np.percentile(v, 99.5)) for v in kept)
+    top = min(max(float(np.percentile(v, 99.5)) for v in kept), 2 * float(np.percentile(values[0], 99.5)))
     low = min(float(np.percentile(v, 0.5)) for v in kept)
     if whole:
         width = max(1, int(np.ceil((top - low + 1) / 25)))
