@@ -306,7 +306,7 @@ def test_latex_is_balanced_and_escaped(written: Path) -> None:
     assert r"Ours\_1 \& 50\% & Rival\textbar{}\#2 & Ridge" in source
     assert r"\textbf{" in source
     assert r"\underline{" in source
-    assert r"{\scriptsize$\pm$" in source
+    assert r"{\tiny$\pm$" in source
     assert latex.escape("a_b ~^\\{} 3 µm² < \N{MINUS SIGN}1") == (
         r"a\_b \textasciitilde{}\textasciicircum{}\textbackslash{}\{\} 3 $\mu$m$^2$ \textless{} $-$1"
     )

@@ -32,7 +32,9 @@ example:
       --train-region ':,:60%' --out evaluation"""
 
 #: core-seconds a megapixel, stain, section and image: for --dry-run (benchmarks/evaluate.py)
-SECONDS_PER_MEGAPIXEL = 2.5
+SECONDS_PER_MEGAPIXEL = 0.7
+#: seconds for what does not depend on the region's size: fitting the controls, distances, intervals
+SECONDS = 40
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -137,11 +139,11 @@ def outline(plan: Plan, workers: int) -> str:
     """What will be measured, and about how long it takes."""
     images = len(plan.images) * len(plan.stains)
     megapixels = sum(unit.block.height * unit.block.width for unit in plan.units) / 1e6
-    minutes = SECONDS_PER_MEGAPIXEL * megapixels * images / workers / 60
+    minutes = (SECONDS + SECONDS_PER_MEGAPIXEL * megapixels * images / workers) / 60
     return (
         f"{len(plan.methods)} methods, {len(plan.stains)} stains, sections {', '.join(map(str, plan.sections))} of box "
         f"{plan.test}: {megapixels:.1f} megapixels in {len(plan.units)} blocks, {workers} worker(s), about "
-        f"{max(minutes, 0.1):.1f} minutes"
+        f"{minutes:.1f} minutes"
     )
 
 

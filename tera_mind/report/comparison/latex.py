@@ -50,7 +50,7 @@ def latex(comparison: Comparison) -> str:
     """Tables, one a group of metrics; the document needs the package booktabs."""
     names = comparison.names
     wide = len(names) > NARROW
-    environment, size = ("table*", r"\footnotesize") if wide else ("table", r"\small")
+    environment, size = ("table*", r"\scriptsize\setlength{\tabcolsep}{3pt}") if wide else ("table", r"\small")
     parts = ["% needs \\usepackage{booktabs}; made by tera-mind compare"]
     for group, pairs in comparison.rows():
         body = []
@@ -89,7 +89,7 @@ def cell(comparison: Comparison, score: Score) -> str:
     test = comparison.test(score.entry, score.metric, score.stain)
     if test is not None and test.verdict in {"better", "worse"}:
         text += r"$^{*}$"
-    return text + (rf"{{\scriptsize$\pm${escape(half)}}}" if half else "")
+    return text + (rf"{{\tiny$\pm${escape(half)}}}" if half else "")
 
 
 def _caption(comparison: Comparison, group: str) -> str:
