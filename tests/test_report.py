@@ -127,7 +127,13 @@ def write_evaluation(folder: Path, *, nuclei: bool = True, **changes: Any) -> Pa
     content = {
         "format": "metrics",
         "version": METRICS_VERSION,
-        "settings": {"pixel_um": 1.0, "test_box": [0, 192, 64, 192], "preview_section": 0, "window_px": 32},
+        "settings": {
+            "pixel_um": 1.0,
+            "stains": ["DAPI", "PolyT"],
+            "test_box": [0, 192, 64, 192],
+            "preview_section": 0,
+            "window_px": 32,
+        },
         "methods": list(METHODS),
         "table": rows(),
         "paired": [pair(0.4, 0.1, 0.7), pair(-0.2, -0.3, -0.1, "ridge"), pair(0.1, -0.1, 0.3, "mean_image")],
@@ -342,7 +348,9 @@ def test_the_page_fits_wide_and_narrow_screens_in_light_and_dark(
                 browser.resize(width, 900)
                 browser.open("about:blank")
                 browser.open(out.as_uri())
-                browser.wait("document.readyState === 'complete' && document.querySelector('.lane .m-generated') !== null")
+                browser.wait(
+                    "document.readyState === 'complete' && document.querySelector('.lane .m-generated') !== null"
+                )
                 assert browser.run("document.querySelectorAll('details').forEach(d => d.open = true)") is None
                 assert browser.run("document.documentElement.scrollWidth") <= width
                 assert browser.run("[...document.images].every(i => i.complete && i.naturalWidth > 0)")

@@ -75,8 +75,8 @@ def against(evaluation: Evaluation, metric: str, stain: str, rival: str) -> str:
     if better == "none":
         return "none"
     gain = cost(other["value"], better) - cost(own["value"], better)
-    ends = [row.get(end) for row in (own, other) for end in ("low", "high")]
-    if all(end is not None for end in ends) and ends[0] <= ends[3] and ends[2] <= ends[1]:
+    ends = [row[end] for row in (own, other) for end in ("low", "high") if row.get(end) is not None]
+    if len(ends) == 4 and ends[0] <= ends[3] and ends[2] <= ends[1]:
         return "undecided"
     return "better" if gain > 0 else "worse" if gain < 0 else "undecided"
 

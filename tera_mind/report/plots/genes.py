@@ -79,7 +79,8 @@ def sorted_genes(reading: Reading, kept: NDArray[np.bool_]) -> Plot:
             axes.axvspan(counted + 0.5, len(order) + 0.5, color=theme.soft, alpha=0.12, linewidth=0)
         axes.plot(rank, reading["generated"][order], ".", color=theme.colour("generated"), markersize=3.5, alpha=0.5)
         for method, r in reading.items():
-            line = {"color": theme.colour(method), "label": f"{method_label(method)}, mean {mean[method]:.2f}"}
+            line: dict[str, Any] = {"color": theme.colour(method)}
+            line["label"] = f"{method_label(method)}, mean {mean[method]:.2f}"
             if method == "real":
                 axes.plot(rank, r[order], linewidth=2.2, **line)
             else:

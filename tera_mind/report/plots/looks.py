@@ -100,7 +100,6 @@ def spectrum(stain: str, frequency: NDArray[np.float64], curves: Curves, more: s
         f"{stain}: how much structure there is of each size (above: the size, as the length of a wave), and below the "
         f"difference to the real tissue. Below 0 at the right: too smooth; above: too grainy.{more}{beside}"
     )
-    options = {"sharex": "all", "height_ratios": (1.7, 1)}
     return panels(
         f"spectrum_{stain}",
         f"Power spectra of {stain}: {', '.join(shown)}",
@@ -108,7 +107,8 @@ def spectrum(stain: str, frequency: NDArray[np.float64], curves: Curves, more: s
         draw,
         (5.2, 4.9),
         (2, 1),
-        **options,
+        sharex="all",
+        height_ratios=(1.7, 1),
     )
 
 

@@ -124,7 +124,7 @@ def bin_edges(values: Sequence[Values], axis: Axis) -> Values:
     top = axis.high if axis.high is not None else max(float(np.percentile(v, 99.5)) for v in values)
     if axis.whole:
         width = max(1, int(np.ceil((top + 1) / 28)))
-        return np.arange(0, int(top) + 2 * width, width) - 0.5
+        return np.asarray(np.arange(0, int(top) + 2 * width, width) - 0.5, np.float64)
     low = axis.low if axis.low is not None else min(float(np.percentile(v, 0.5)) for v in values)
     return np.linspace(low, max(top, low + 1e-9), BINS + 1)
 
