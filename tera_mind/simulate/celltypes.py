@@ -1,0 +1,112 @@
+"""Cell types: nucleus, chromatin and soma of each, and how many of each a region holds.
+
+Sizes, densities and make-up follow the Zhuang MERFISH atlas of the mouse brain (cells that passed its quality
+control) and estimates where it has none; pericytes count as endothelial cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tera_mind.simulate.regions import REGIONS
+
+
+@dataclass(frozen=True)
+class CellType:
+    """Nucleus, soma and chromatin of a type; sizes in um, brightness relative to a pale neuron."""
+
+    name: str
+    nucleus_um: float
+    axis_ratio: float
+    dapi: float
+    #: contrast of the chromatin's grain
+    texture: float
+    #: bright spots (chromocentres), their size in um and strength; a negative strength is a dark nucleolus
+    spots: int
+    spot_um: float
+    spot: float
+    soma_um: float
+    polyt: float
+    neuron: bool
+
+
+TYPES = (
+    CellType("L23 exc", 4.8, 0.90, 0.80, 0.11, 5, 0.45, 0.7, 7.5, 1.00, neuron=True),
+    CellType("L56 exc", 5.4, 0.88, 0.75, 0.11, 5, 0.45, 0.7, 9.0, 1.10, neuron=True),
+    CellType("DG gran", 3.6, 0.90, 1.25, 0.20, 4, 0.45, 0.7, 4.5, 0.60, neuron=True),
+    CellType("Interneuron", 4.9, 0.90, 0.80, 0.13, 3, 0.65, 0.8, 7.5, 1.00, neuron=True),
+    CellType("Astrocyte", 4.2, 0.80, 0.85, 0.06, 2, 0.45, 0.7, 5.0, 0.35, neuron=False),
+    CellType("Oligodendrocyte", 3.2, 0.93, 1.30, 0.09, 1, 0.45, 0.6, 4.0, 0.40, neuron=False),
+    CellType("Microglia", 3.0, 0.55, 1.20, 0.25, 2, 0.50, 0.8, 3.8, 0.30, neuron=False),
+    CellType("Endothelial", 2.9, 0.38, 1.25, 0.08, 0, 0.45, 0.0, 3.5, 0.25, neuron=False),
+    CellType("CA pyr", 5.0, 0.88, 0.80, 0.12, 5, 0.50, 0.7, 8.0, 1.00, neuron=True),
+    CellType("Thal exc", 5.2, 0.90, 0.75, 0.11, 4, 0.45, 0.7, 8.5, 1.10, neuron=True),
+    CellType("MSN", 4.3, 0.92, 0.95, 0.13, 4, 0.45, 0.7, 6.5, 0.80, neuron=True),
+    CellType("Dopaminergic", 5.8, 0.85, 0.70, 0.10, 1, 1.10, -0.5, 10.0, 1.30, neuron=True),
+    CellType("CB granule", 2.8, 0.93, 1.25, 0.32, 3, 0.40, 0.5, 3.3, 0.40, neuron=True),
+    CellType("Purkinje", 5.8, 0.92, 0.55, 0.08, 1, 1.20, -0.4, 11.0, 1.50, neuron=True),
+    CellType("OPC", 3.9, 0.78, 0.95, 0.13, 3, 0.45, 0.6, 4.8, 0.35, neuron=False),
+    CellType("VLMC", 3.2, 0.45, 1.20, 0.09, 1, 0.45, 0.4, 4.0, 0.30, neuron=False),
+)
+NAMES = tuple(kind.name for kind in TYPES)
+INDEX = {name: number for number, name in enumerate(NAMES)}
+ENDOTHELIAL, VLMC, PURKINJE = INDEX["Endothelial"], INDEX["VLMC"], INDEX["Purkinje"]
+
+#: share of every type in every region, in percent; what is missing to 100 is spread over the named ones
+_MAKE_UP: dict[str, dict[str, float]] = {
+    "pia": {"VLMC": 52, "Endothelial": 18, "Astrocyte": 18, "Microglia": 12},
+    "layer 1": {"Astrocyte": 30, "Oligodendrocyte": 13, "Endothelial": 15, "Microglia": 9, "Interneuron": 15,
+                "OPC": 8, "L23 exc": 5, "VLMC": 5},
+    "layer 2/3": {"L23 exc": 62, "Interneuron": 9, "Astrocyte": 8, "Endothelial": 9, "Oligodendrocyte": 4,
+                  "Microglia": 5, "OPC": 3},
+    "layer 4": {"L23 exc": 67, "Interneuron": 8, "Astrocyte": 7, "Endothelial": 8, "Oligodendrocyte": 3,
+                "Microglia": 4, "OPC": 3},
+    "layer 5": {"L56 exc": 52, "Interneuron": 10, "Astrocyte": 11, "Endothelial": 11, "Oligodendrocyte": 6,
+                "Microglia": 6, "OPC": 3, "L23 exc": 1},
+    "layer 6": {"L56 exc": 61, "Interneuron": 8, "Astrocyte": 7, "Endothelial": 7, "Oligodendrocyte": 11,
+                "Microglia": 4, "OPC": 2},
+    "fibre tract": {"Oligodendrocyte": 69, "Astrocyte": 11, "Endothelial": 9, "Microglia": 6, "OPC": 4,
+                    "Interneuron": 1},
+    "striatum": {"MSN": 55, "Astrocyte": 11, "Oligodendrocyte": 10, "Interneuron": 6, "Endothelial": 10,
+                 "Microglia": 5, "OPC": 3},
+    "thalamus": {"Thal exc": 48, "Oligodendrocyte": 18, "Astrocyte": 12, "Interneuron": 6, "Endothelial": 9,
+                 "Microglia": 4, "OPC": 3},
+    "hypothalamus": {"Thal exc": 30, "Interneuron": 28, "Astrocyte": 13, "Oligodendrocyte": 11, "Endothelial": 10,
+                     "Microglia": 5, "OPC": 3},
+    "midbrain": {"Thal exc": 30, "Interneuron": 17, "Oligodendrocyte": 22, "Astrocyte": 14, "Endothelial": 9,
+                 "Microglia": 5, "OPC": 3},
+    "hindbrain": {"Thal exc": 28, "Interneuron": 15, "Oligodendrocyte": 28, "Astrocyte": 13, "Endothelial": 9,
+                  "Microglia": 4, "OPC": 3},
+    "SN/VTA": {"Dopaminergic": 32, "Interneuron": 14, "Oligodendrocyte": 22, "Astrocyte": 13, "Endothelial": 10,
+               "Microglia": 6, "OPC": 3},
+    "hippocampal molecular": {"Astrocyte": 30, "Oligodendrocyte": 13, "Endothelial": 15, "Microglia": 9,
+                              "Interneuron": 18, "OPC": 8, "CA pyr": 7},
+    "CA": {"CA pyr": 80, "Interneuron": 6, "Astrocyte": 5, "Endothelial": 5, "Microglia": 2, "Oligodendrocyte": 2},
+    "dentate gyrus": {"DG gran": 85, "Interneuron": 4, "Astrocyte": 4, "Endothelial": 4, "Microglia": 2, "OPC": 1},
+    "OB glomerular": {"Interneuron": 42, "Dopaminergic": 9, "Astrocyte": 20, "Endothelial": 14, "Microglia": 6,
+                      "Oligodendrocyte": 5, "OPC": 4},
+    "OB plexiform": {"Astrocyte": 28, "Interneuron": 26, "L23 exc": 12, "Endothelial": 15, "Microglia": 9, "OPC": 10},
+    "OB granule": {"Interneuron": 78, "Astrocyte": 8, "Oligodendrocyte": 6, "Endothelial": 5, "Microglia": 3},
+    "CB molecular": {"Interneuron": 40, "Astrocyte": 22, "Endothelial": 18, "Microglia": 9, "OPC": 6,
+                     "Oligodendrocyte": 5},
+    "Purkinje layer": {"Purkinje": 70, "Astrocyte": 25, "Interneuron": 5},
+    "CB granule": {"CB granule": 93, "Interneuron": 2, "Astrocyte": 2, "Endothelial": 2, "Oligodendrocyte": 1},
+}  # fmt: skip
+
+
+def shares() -> NDArray[np.float64]:
+    """(region, type), rows add to 1; regions without cells are 0."""
+    table = np.zeros((len(REGIONS), len(TYPES)))
+    for row, region in enumerate(REGIONS):
+        for name, percent in _MAKE_UP.get(region.name, {}).items():
+            table[row, INDEX[name]] = percent
+    total = table.sum(axis=1, keepdims=True)
+    return table / np.where(total > 0, total, 1.0)
+
+
+def column(field: str) -> NDArray[np.float64]:
+    """One property of all types, in the order of `TYPES`."""
+    return np.array([getattr(kind, field) for kind in TYPES], dtype=np.float64)
