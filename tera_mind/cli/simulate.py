@@ -34,14 +34,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tera-mind simulate",
         description=(
-            "Simulate a mouse brain with its transcripts and its DAPI and PolyT images. Every pixel and transcript is a\n"
-            "function of seed and place, so any part of it can be made alone. Written as MERSCOPE writes it, one region\n"
-            "folder a section, or straight into a brain store. The truth (cells, types, regions, registration) lies beside."
+            "Simulate a mouse brain with its transcripts and its DAPI and PolyT images. Every pixel and transcript is\n"
+            "a function of seed and place, so any part of it can be made alone. Written as MERSCOPE writes it, one\n"
+            "region folder a section, or straight into a brain store; the truth (cells, types, regions, registration)\n"
+            "lies beside."
         ),
         epilog=(
-            "sizes: tiny (the whole brain shrunk tenfold, 2 sections), demo (480 x 800 um of cortex and hippocampus of a\n"
-            "brain shrunk fivefold), bench (the whole brain shrunk fourfold, 8 sections, 500 genes), brain (50 sections of\n"
-            "73,728 x 106,496 px at 0.108 um, 500 genes). Any option overrides its size.\n\n"
+            "sizes: tiny (the whole brain shrunk tenfold, 2 sections), demo (480 x 800 um of cortex and hippocampus\n"
+            "of a brain shrunk fivefold), bench (the whole brain shrunk fourfold, 8 sections, 500 genes), brain (50\n"
+            "sections of 73,728 x 106,496 px at 0.108 um, 500 genes). Any option overrides its size.\n\n"
             "examples:\n"
             "  tera-mind simulate --out tissue --seed 1\n"
             "  tera-mind ingest merscope tissue/section_000 --out brain.zarr\n"
@@ -104,7 +105,9 @@ def run(arguments: Sequence[str]) -> int:
         print(f"brain: {options.out}; truth: {truth_folder(options.out)}; next: tera-mind shards {options.out}")
     else:
         _make_folders(tiles, brain, options.out, workers, overwrite=options.overwrite)
-        print(f"tissue: {options.out}; read it with: tera-mind ingest merscope {options.out}/section_* --out brain.zarr")
+        print(
+            f"tissue: {options.out}; read it with: tera-mind ingest merscope {options.out}/section_* --out brain.zarr"
+        )
     return 0
 
 

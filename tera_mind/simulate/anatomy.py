@@ -38,7 +38,7 @@ Regions = NDArray[np.int8]
 _FISSURE_MM = 0.95
 _FOLIUM_MM = 0.66
 #: the plan is drawn this much too flat
-_STRETCH_Y = 1.16
+_STRETCH_Y = 1.18
 #: thinnest that sheets of one or two cells get in shrunken brains, um: half widths
 _THINNEST_UM = {"CA": 16.0, "dentate gyrus": 20.0, "Purkinje layer": 7.0}
 PIA_UM = 13.0
@@ -46,7 +46,7 @@ PIA_UM = 13.0
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Regions of a brain as a pure function of (x, y, z) in um of the atlas: x from the midline, y down, z backwards."""
+    """Regions of a brain as a pure function of (x, y, z) in um of the atlas (x from the midline, y down, z back)."""
 
     seed: int
     scale: float = 1.0
@@ -105,10 +105,7 @@ class Anatomy:
         trunk, _ = ellipse(x, y, 0.0, by, bx, bh)
         top = cy - ay  # the fissure parts the hemispheres down to here and a little more
         cleft = x - 0.03 + np.maximum(y - top - _FISSURE_MM, 0.0) * 1.6
-        if ax < 0.01:
-            surface = trunk
-        else:
-            surface = np.minimum(smooth_max(hemi, trunk, 0.35), cleft)
+        surface = trunk if ax < 0.01 else np.minimum(smooth_max(hemi, trunk, 0.35), cleft)
         inside = surface > 0
         out[inside] = INDEX["hypothalamus"]
         out[inside & (z - 7.3 + 0.45 * (y - 4.3) > 0)] = INDEX["hindbrain"]

@@ -24,22 +24,22 @@ class Preset:
     seed: int
     #: z of the first section on the brain's plan, mm; the supporting brains lack the olfactory bulb
     first_mm: float
-    bulb: bool
     #: share of steps of 200 um between sections; the others are 100 um
     wide_steps: float
     density: float
     library_sigma: float
     staining: Staining
+    bulb: bool
     supporting: bool
 
 
 BRAINS = {
-    "main": Preset(0, 0.75, True, 0.88, 1.0, 0.35, Staining(), supporting=False),
+    "main": Preset(0, 1.25, 0.82, 1.0, 0.35, Staining(), bulb=True, supporting=False),
     "supp_m": Preset(
-        101, 2.35, False, 0.55, 1.06, 0.38, Staining(dapi=1.12, polyt=0.88, tissue=1.1, noise=1.1), supporting=True
+        101, 2.35, 0.55, 1.06, 0.38, Staining(dapi=1.12, polyt=0.88, tissue=1.1, noise=1.1), bulb=False, supporting=True
     ),
     "supp_f": Preset(
-        202, 2.50, False, 0.50, 0.95, 0.33, Staining(dapi=0.9, polyt=1.1, tissue=0.92, noise=0.95), supporting=True
+        202, 2.50, 0.50, 0.95, 0.33, Staining(dapi=0.9, polyt=1.1, tissue=0.92, noise=0.95), bulb=False, supporting=True
     ),
 }
 #: canvas of a whole brain, um: 288 x 416 tiles of 256 px at 0.108 um; its corner in the atlas (y, x), um
@@ -49,10 +49,10 @@ CORNER_UM = (-60.0, -CANVAS_UM[1] / 2)
 
 @dataclass(frozen=True)
 class Size:
-    """A choice of canvas, pixels, sections and panel; `scale` shrinks the anatomy, so that small canvases show all of it.
+    """A choice of canvas, pixels, sections and panel; `scale` shrinks the anatomy, so that small canvases show all.
 
-    `corner_um`: the canvas' corner (y, x) in the atlas; None: the whole brain is on it. `first_mm`: the first section on
-    the plan; None: the brain's own.
+    `corner_um`: the canvas' corner (y, x) in the atlas; None: the whole brain is on it. `first_mm`: the first section
+    on the plan; None: the brain's own.
     """
 
     scale: float
@@ -122,7 +122,15 @@ class Settings:
         return replace(Settings(brain, size), **(values | given))
 
     def __post_init__(self) -> None:
-        numbers = (self.scale, self.height_um, self.width_um, self.pixel_um, self.first_mm, self.misregister, *self.corner_um)
+        numbers = (
+            self.scale,
+            self.height_um,
+            self.width_um,
+            self.pixel_um,
+            self.first_mm,
+            self.misregister,
+            *self.corner_um,
+        )
         if not all(map(math.isfinite, numbers)) or not math.isfinite(self.section_um or 1.0):
             raise InputError("sizes of simulated tissue must be finite numbers")
         if min(self.height_um, self.width_um) < 20 or not 0.05 <= self.pixel_um <= 2:
@@ -133,14 +141,17 @@ class Settings:
         if max(self.height_um, self.width_um) > 12_000:
             raise InputError(f"a brain fits on 12,000 um, got {self.height_um:g} x {self.width_um:g} um")
         if self.sections < 1 or self.seed < 0 or (self.section_um is not None and self.section_um < SECTION_UM):
-            raise InputError(f"sections must be above 0, their distance at least {SECTION_UM:g} um, the seed not negative")
+            raise InputError(
+                f"sections must be above 0, their distance at least {SECTION_UM:g} um, the seed not negative"
+            )
         if not 0.08 <= self.scale <= 1:
             raise InputError(f"the scale of the anatomy is 0.08 to 1, got {self.scale:g}")
         if self.bits not in {8, 16} or not 1 <= self.planes <= 7:
             raise InputError(f"images have 8 or 16 bits and 1 to 7 planes, got {self.bits} and {self.planes}")
         if not 0 <= self.misregister <= 3 or not 0.05 <= self.density_um2 <= 5:
             raise InputError(
-                f"misregistration is 0 to 3 and transcripts a um2 0.05 to 5, got {self.misregister:g}, {self.density_um2:g}"
+                f"misregistration is 0 to 3 and transcripts a um2 0.05 to 5, got {self.misregister:g} and "
+                f"{self.density_um2:g}"
             )
         gene_numbers(self.genes)
 
@@ -167,7 +178,7 @@ class Settings:
         return Brainwork(self.key, self.preset.density, self.preset.library_sigma)
 
     def z_um(self) -> list[float]:
-        """Positions of the sections: steps of about 100 or 200 um of the unscaled brain, some wider, or regular ones."""
+        """Positions of the sections: steps of about 100 or 200 um of the unscaled brain, or regular ones."""
         first = self.first_mm * 1000 * self.scale
         if self.section_um is not None:
             return [first + index * self.section_um for index in range(self.sections)]

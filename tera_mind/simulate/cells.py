@@ -73,7 +73,9 @@ class Cells:
 def cell_numbers(row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[np.int64]:
     """Number of a cell from its bin, 1 to 2^24."""
     if len(row) and max(np.abs(row).max(), np.abs(column).max()) >= _HALF_BINS:
-        raise InputError(f"a brain reaches at most {_HALF_BINS * BIN_UM / 1000:.1f} mm from its middle; choose a smaller window")
+        raise InputError(
+            f"a brain reaches at most {_HALF_BINS * BIN_UM / 1000:.1f} mm from its middle; choose a smaller window"
+        )
     return ((row + _HALF_BINS) << 12) + (column + _HALF_BINS) + 1
 
 
@@ -84,7 +86,8 @@ def _bins(number: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int6
 @cache
 def _tables(density: float) -> tuple[Reals, Reals, Reals, Reals]:
     """Of every region: probability that a bin offers a candidate, core in um, and cumulative shares of types on and
-    off capillaries (region, type)."""
+    off capillaries (region, type).
+    """
     core = regions.column("core_um")
     offered = np.minimum(offered_um2(density * regions.nuclei_um2(), core) * BIN_UM**2, 1.0)
     share = celltypes.shares()
@@ -112,9 +115,12 @@ def make_cells(
 ) -> Cells:
     """Cells whose centres lie in a window (y0, y1, x0, x1) of the atlas, in um."""
     y0, y1, x0, x1 = window_um
-    edges = [int(np.floor(edge / BIN_UM)) for edge in (y0 - DEPENDENCE_UM, y1 + DEPENDENCE_UM, x0 - DEPENDENCE_UM, x1 + DEPENDENCE_UM)]
-    row, column = np.meshgrid(np.arange(edges[0], edges[1] + 1), np.arange(edges[2], edges[3] + 1), indexing="ij")
-    row, column = row.ravel(), column.ravel()
+    edges = [
+        int(np.floor(edge / BIN_UM))
+        for edge in (y0 - DEPENDENCE_UM, y1 + DEPENDENCE_UM, x0 - DEPENDENCE_UM, x1 + DEPENDENCE_UM)
+    ]
+    lattice = np.meshgrid(np.arange(edges[0], edges[1] + 1), np.arange(edges[2], edges[3] + 1), indexing="ij")
+    row, column = (part.ravel() for part in lattice)
     offered, core, _, _ = _tables(work.density)
     first, second, third, _ = keys.words(work.seed, keys.PLACE, section, row, column)
     chance = keys.uniform(first)
@@ -137,7 +143,9 @@ def make_cells(
     alive &= (y_um >= y0) & (y_um < y1) & (x_um >= x0) & (x_um < x1)
     index = np.nonzero(alive)[0]
     index = index[np.argsort(number[index], kind="stable")]
-    ducts = Vessels(ducts.capillary[index], ducts.lumen[index], ducts.wall[index], (ducts.along[0][index], ducts.along[1][index]))
+    ducts = Vessels(
+        ducts.capillary[index], ducts.lumen[index], ducts.wall[index], (ducts.along[0][index], ducts.along[1][index])
+    )
     cells = _shape(work, section, number[index], y_um[index], x_um[index], region[index], ducts)
     return cells if perturbation is None else perturbation.cells(cells, work.seed, section)
 
@@ -173,7 +181,9 @@ def _shape(
 
     sigma = work.library_sigma
     library = keys.quantiles("lognormal", -0.5 * sigma**2, sigma)[w0[0]]
-    size = keys.quantiles("lognormal", -0.1 * sigma**2, 0.2 * sigma)[w0[0]] * keys.quantiles("lognormal", 0, 0.06)[w0[1]]
+    size = (
+        keys.quantiles("lognormal", -0.1 * sigma**2, 0.2 * sigma)[w0[0]] * keys.quantiles("lognormal", 0.0, 0.06)[w0[1]]
+    )
     ratio = np.clip(of("axis_ratio") + keys.quantiles("normal", 0.0, 0.05)[w1[0]], 0.3, 1.0)
     cos, sin = keys.quantiles("cosine")[w1[1]], keys.quantiles("sine")[w1[1]]
     vessel = kind == celltypes.ENDOTHELIAL
@@ -195,7 +205,7 @@ def _shape(
         soma_um=np.maximum(of("soma_um") * size, radius * 1.1),
         dapi=of("dapi") * keys.quantiles("lognormal", 0.0, work.dapi_sigma)[w2[0]],
         polyt=of("polyt") * bright * keys.quantiles("lognormal", 0.0, work.polyt_sigma)[w2[1]],
-        depth_um=(w3[0] + 0.5) * (SECTION_UM / keys.LEVELS),
+        depth_um=np.asarray((w3[0] + 0.5) * (SECTION_UM / keys.LEVELS), np.float64),
         passes_qc=w3[1] < keys.LEVELS / regions.NUCLEI_A_CELL,
     )
 
@@ -203,7 +213,10 @@ def _shape(
 def spots(seed: int, section: int, number: NDArray[np.int64]) -> tuple[Reals, Reals]:
     """Places of up to `MAX_SPOTS` chromocentres in nuclei of half axes 1: (cell, spot) along and across."""
     row, column = _bins(number)
-    drawn = [*keys.words(seed, keys.SHAPE, section, row, column, 2), keys.words(seed, keys.SHAPE, section, row, column, 3)[0]]
+    drawn = [
+        *keys.words(seed, keys.SHAPE, section, row, column, 2),
+        keys.words(seed, keys.SHAPE, section, row, column, 3)[0],
+    ]
     along, across = [], []
     for word in drawn[:MAX_SPOTS]:
         far, turn = keys.halves(word)

@@ -27,7 +27,7 @@ def _slope(t: Reals) -> Reals:
 
 @dataclass(frozen=True)
 class Field:
-    """Value noise in about [-1, 1] (standard deviation near 0.4) with nodes `spacing_um` apart (x, y) and `z_um` (z)."""
+    """Value noise in [-1, 1] (standard deviation near 0.4) with nodes `spacing_um` apart (x, y) and `z_um` (z)."""
 
     seed: int
     number: int
@@ -72,5 +72,7 @@ def _nodes(field: Field, y0: int, y1: int, x0: int, x1: int, z_um: float) -> Rea
     y, x = np.meshgrid(np.arange(y0, y1), np.arange(x0, x1), indexing="ij")
     below = int(np.floor(z_um / field.z_um))
     share = float(_blend(z_um / field.z_um - below))
-    low, high = (2.0 * uniform(words(field.seed, FIELD, plane, y, x, field.number)[0]) - 1.0 for plane in (below, below + 1))
+    low, high = (
+        2.0 * uniform(words(field.seed, FIELD, plane, y, x, field.number)[0]) - 1.0 for plane in (below, below + 1)
+    )
     return low + share * (high - low)

@@ -32,9 +32,7 @@ Reals = NDArray[np.float64]
 PLACE, SHAPE, COUNTS, COPIES, FLOOR, PIXELS, FIELD, SECTION, STEPS = range(1, 10)
 
 
-def words(
-    seed: int, purpose: int, section: int, a: NDArray[np.int64], b: NDArray[np.int64], draw: int = 0
-) -> Words:
+def words(seed: int, purpose: int, section: int, a: NDArray[np.int64], b: NDArray[np.int64], draw: int = 0) -> Words:
     """Four words of 32 random bits for every pair (a, b) of integers (equal shapes), which may be negative."""
     c0, c1 = a.astype(np.uint64) & _LOW, b.astype(np.uint64) & _LOW
     c2 = np.full_like(c0, (section & 0xFFFFFF) << 8 | (draw & 0xFF))
@@ -95,13 +93,13 @@ def _falling(kind: str) -> NDArray[np.float32]:
 
 def fast_exp(t: NDArray[np.float32]) -> NDArray[np.float32]:
     """exp(-t) for t >= 0 (0 beyond 16), good to 1e-3, the same for the same t."""
-    return _falling("exp")[np.minimum(t * np.float32(2**10), np.float32(2**14)).astype(np.int32)]
+    return np.asarray(_falling("exp")[np.minimum(t * np.float32(2**10), np.float32(2**14)).astype(np.int32)])
 
 
 def fast_sigmoid(t: NDArray[np.float32]) -> NDArray[np.float32]:
     """1 / (1 + exp(t)), saturated beyond 8 on either side, good to 1e-3, the same for the same t."""
     index = np.clip((t + np.float32(8)) * np.float32(2**10), np.float32(0), np.float32(2**14))
-    return _falling("sigmoid")[index.astype(np.int32)]
+    return np.asarray(_falling("sigmoid")[index.astype(np.int32)])
 
 
 @cache

@@ -105,7 +105,13 @@ def _write_mosaic(
 
     big = height * width * dtype.itemsize > 2**31
     tifffile.imwrite(
-        path, squares(), shape=(height, width), dtype=dtype, tile=(_TIFF_PX, _TIFF_PX), compression=compression, bigtiff=big
+        path,
+        squares(),
+        shape=(height, width),
+        dtype=dtype,
+        tile=(_TIFF_PX, _TIFF_PX),
+        compression=compression,
+        bigtiff=big,
     )
 
 

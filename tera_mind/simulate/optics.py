@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +22,18 @@ PSF_UM, HALO_UM, HALO_SHARE, DEFOCUS_UM = 0.25, 2.5, 0.25, 1.0
 #: 16-bit grey levels of a nucleus of brightness 1, of the tissue between cells, and of the camera without light
 NUCLEUS_LEVEL, TISSUE_LEVEL, CAMERA_LEVEL = 6000.0, (900.0, 1980.0), 500.0
 #: shot noise: grey levels an electron; read noise in grey levels
-GAIN, READ_NOISE = 20.0, 80.0
+GAIN, READ_NOISE = 14.0, 40.0
 #: one field of view of the microscope, and how much its middle is brighter and its rim darker
 FIELD_UM, SHADE = 200.0, 0.05
 #: 8-bit images: the camera's level, and grey levels for one of 16 bit, by stain
-BYTE_FLOOR, BYTE_SCALE = 8.0, (0.0205, 0.0195)
+BYTE_FLOOR, BYTE_SCALE = 8.0, (0.01413, 0.0141)
 _CLOUD_PX, _CLOUD_UM = (509, 383), 1.5
 _CLOUD = (0.10, 0.12)
 
 
 @dataclass(frozen=True)
 class Staining:
-    """How a brain took its stains, relative to the usual: light of nuclei and somata, of the tissue between, and noise."""
+    """How a brain took its stains, relative to the usual: light of cells and of the tissue between, and noise."""
 
     dapi: float = 1.0
     polyt: float = 1.0
@@ -78,7 +79,7 @@ def photograph(
     outer = padded(box, pixel_um)
     inner = box.shift(-outer.y0, -outer.x0).slices()
     shade = _illumination(box, pixel_um)
-    images = []
+    images: list[NDArray[Any]] = []
     for stain, (gain, between) in enumerate(zip((staining.dapi, staining.polyt), tissue, strict=True)):
         plane = _optics(light.sharp[stain], light.soft[stain], pixel_um)[inner]
         plane *= np.float32(NUCLEUS_LEVEL * gain)
@@ -90,7 +91,7 @@ def photograph(
         plane += cloud
         plane *= shade
         images.append(_expose(plane, box, stain, staining.noise, key, bits))
-    return np.stack(images)
+    return np.asarray(np.stack(images))
 
 
 def _optics(sharp: Plane, soft: Plane, pixel_um: float) -> Plane:
@@ -149,7 +150,7 @@ def _refine(plane: Plane, step: int) -> Plane:
     return plane
 
 
-def _between(plane: Plane, position: NDArray[np.float64], axis: int) -> Plane:
+def _between(plane: Plane, position: NDArray[np.floating[Any]], axis: int) -> Plane:
     """Linear interpolation along an axis at positions in units of its pixels, clamped at the ends."""
     first = np.floor(position)
     share = (position - first).astype(np.float32)
@@ -164,7 +165,7 @@ def _between(plane: Plane, position: NDArray[np.float64], axis: int) -> Plane:
 
 
 def spread_grid(grid: Plane, first: tuple[int, int], step_um: float, box: Box, pixel_um: float) -> Plane:
-    """A coarse grid of the section (cell k is centred on (k + 0.5) step_um; `first` is the grid's first) on a window."""
+    """A coarse grid of the section (cell k is centred on (k + 0.5) step_um; `first`: the first k) on a window."""
     for axis, (start, stop) in enumerate(((box.y0, box.y1), (box.x0, box.x1))):
         position = (np.arange(start, stop) + 0.5) * (pixel_um / step_um) - 0.5 - first[axis]
         grid = _between(grid, position, axis)
@@ -175,7 +176,7 @@ def spread_grid(grid: Plane, first: tuple[int, int], step_um: float, box: Box, p
 def _cloud_tile(stain: int, size: int, pixel_um: float) -> Plane:
     noise = np.random.default_rng([1, stain, size]).standard_normal((size, size))
     smooth = gaussian_filter(noise, max(0.3, _CLOUD_UM / pixel_um), mode="wrap")
-    return (smooth / smooth.std() / np.sqrt(len(_CLOUD_PX))).astype(np.float32)
+    return np.asarray(smooth / smooth.std() / np.sqrt(len(_CLOUD_PX)), np.float32)
 
 
 def _cloud(stain: int, box: Box, pixel_um: float) -> Plane:
@@ -194,7 +195,7 @@ def _illumination(box: Box, pixel_um: float) -> Plane:
         place = (np.arange(start, stop) + 0.5) * (pixel_um / FIELD_UM)
         place = 2.0 * (place - np.floor(place)) - 1.0
         curves.append((1.0 - place * place).astype(np.float32))
-    out = curves[0][:, None] * curves[1][None, :]
+    out: Plane = curves[0][:, None] * curves[1][None, :]
     out *= np.float32(2 * SHADE)
     out += np.float32(1 - SHADE)
     return out
@@ -203,7 +204,7 @@ def _illumination(box: Box, pixel_um: float) -> Plane:
 def _expose(
     light: Plane, box: Box, stain: int, noise: float, key: tuple[int, int, int], bits: int
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Shot noise (Poisson: two terms of its Cornish-Fisher expansion), read noise, the camera's level, whole numbers."""
+    """Shot noise (Poisson: two terms of its Cornish-Fisher expansion), read noise, the camera's level, rounding."""
     seed, section, plane = key
     draw = keys.pixel_normals(seed, section, 2 * plane + stain, box)
     deviation = light * np.float32(GAIN * noise * noise)

@@ -75,9 +75,11 @@ def gene_name(number: int) -> str:
 
 
 def gene_numbers(genes: int, *, supporting: bool = False) -> tuple[int, ...]:
-    """Numbers of a panel's genes; a supporting brain shares the first 229 of 500 with the main one. Raises `InputError`."""
+    """Numbers of a panel's genes; a supporting brain shares the first 229 of 500 with the main one (`InputError`)."""
     if not len(MARKERS) <= genes <= MOST_GENES:
-        raise InputError(f"a simulated panel has the {len(MARKERS)} marker genes or more, up to {MOST_GENES}, got {genes}")
+        raise InputError(
+            f"a simulated panel has the {len(MARKERS)} marker genes or more, up to {MOST_GENES}, got {genes}"
+        )
     shared = genes if not supporting else max(len(MARKERS), round(genes * SHARED_OF_500 / 500))
     return (*range(shared), *range(_OWN + shared, _OWN + genes))
 
@@ -137,6 +139,6 @@ def nuclear_share(numbers: tuple[int, ...]) -> NDArray[np.float64]:
     """Of a gene's transcripts in nucleus and soma, the share in the nucleus: median 0.41, 5-95 % 0.19 to 0.71."""
     index = np.array(numbers, np.int64)
     drawn = keys.words(_BIOLOGY, keys.FIELD, _PANEL, index, index)[0]
-    share = keys.quantiles("logistic normal", -0.364, 0.72)[keys.halves(drawn)[0]]
+    share = keys.quantiles("logistic normal", -0.50, 0.75)[keys.halves(drawn)[0]]
     share.flags.writeable = False
     return share

@@ -92,7 +92,7 @@ class Perturbation:
             if not isinstance(record, dict) or set(record) - set(names):
                 raise FormatError(f"a change has {', '.join(names)}, got {record}")
             try:
-                values = {
+                values: dict[str, Any] = {
                     name: tuple(map(str, [value] if isinstance(value, str) else value))
                     if isinstance(names[name], tuple)
                     else float(value)
@@ -116,7 +116,9 @@ class Perturbation:
                 cells = cells.take(~(meant & (keys.uniform(drawn[0]) < change.deplete)))
         return cells
 
-    def gene_factors(self, genes: Sequence[str], kind: NDArray[np.int8], region: NDArray[np.int8]) -> NDArray[np.float64]:
+    def gene_factors(
+        self, genes: Sequence[str], kind: NDArray[np.int8], region: NDArray[np.int8]
+    ) -> NDArray[np.float64]:
         """(cell, gene): what the mean counts are multiplied by."""
         factors = np.ones((len(kind), len(genes)))
         for change in self._of_genes(genes):
@@ -124,7 +126,9 @@ class Perturbation:
             factors[np.ix_(rows, change_columns(change, genes))] *= change.scale
         return factors
 
-    def floor_factors(self, genes: Sequence[str], region: NDArray[np.int8], gene: NDArray[np.int64]) -> NDArray[np.float64]:
+    def floor_factors(
+        self, genes: Sequence[str], region: NDArray[np.int8], gene: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """The same for transcripts that belong to no cell: only changes that name no cell type reach them."""
         factors = np.ones(len(gene))
         for change in self._of_genes(genes):

@@ -56,4 +56,4 @@ def survivors(
         stays = (state == 0) & ~beaten
         state[stays] = 1
         state[loser[stays[winner]]] = -1
-    return state == 1
+    return np.asarray(state == 1)

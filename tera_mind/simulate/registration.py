@@ -1,7 +1,7 @@
 """Known misregistration of sections: the map from the atlas to where the section lies, and its true inverse.
 
 Forward, (y, x) um of the atlas to um of the section: rotation, scale and shift about the brain's middle, and then a
-smooth displacement. Cells are made in the atlas and moved, so a misregistered brain has the cells of the registered one.
+smooth displacement. Cells are made in the atlas and moved: a misregistered brain has the cells of the registered one.
 """
 
 from __future__ import annotations

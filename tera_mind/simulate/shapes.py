@@ -38,17 +38,17 @@ _BASE = (
     (4.00, 1.70, 4.20, 1.65),
     (5.00, 2.20, 4.30, 1.95),
     (6.00, 2.50, 4.50, 1.95),
-    (7.00, 2.70, 4.55, 1.95),
-    (8.00, 2.80, 4.65, 1.95),
-    (9.00, 2.70, 4.75, 1.85),
-    (10.00, 2.40, 4.80, 1.70),
-    (10.60, 2.00, 4.80, 1.40),
+    (7.00, 2.70, 4.50, 1.95),
+    (8.00, 2.80, 4.52, 1.95),
+    (9.00, 2.90, 4.60, 1.85),
+    (10.00, 2.70, 4.65, 1.75),
+    (10.60, 2.30, 4.65, 1.45),
 )
 
 
 @dataclass(frozen=True)
 class Body:
-    """An ellipsoid of a region, mirrored at the midline: centre and half axes (x, y, z) in mm, slope dy/dx of its axis."""
+    """An ellipsoid of a region, mirrored at the midline: centre, half axes (x, y, z) in mm, slope dy/dx of its axis."""
 
     region: str
     centre: tuple[float, float, float]
@@ -77,7 +77,7 @@ HIPPOCAMPUS = (
     Body("hippocampal molecular", (3.35, 3.35, 7.4), (0.95, 1.45, 1.05)),
 )
 BULB = Body("OB granule", (0.80, 2.90, 1.0), (0.78, 1.20, 1.05))
-CEREBELLUM = Body("CB granule", (0.0, 2.30, 9.75), (3.7, 1.85, 1.45))
+CEREBELLUM = Body("CB granule", (0.0, 2.30, 9.75), (4.0, 1.95, 1.50))
 
 #: thickness of the cortex, mm, and where its layers end as shares of it
 CORTEX_MM = 1.0
@@ -88,7 +88,7 @@ WHITE_MM = 0.20
 
 @lru_cache(maxsize=256)
 def hemisphere(z_mm: float) -> tuple[float, ...]:
-    """(centre from the midline, half width, centre depth, half height) of a hemisphere, mm; zeros where there is none."""
+    """(centre from the midline, half width, centre depth, half height) of a hemisphere, mm; zeros where none is."""
     return _outline(_HEMISPHERE, z_mm)
 
 
@@ -101,8 +101,9 @@ def base(z_mm: float) -> tuple[float, ...]:
 def _outline(table: tuple[tuple[float, ...], ...], z_mm: float) -> tuple[float, ...]:
     rows = np.array(table)
     if not rows[0, 0] < z_mm < rows[-1, 0]:
-        return (0.0,) * (rows.shape[1] - 1)
-    return tuple(float(value) for value in PchipInterpolator(rows[:, 0], rows[:, 1:])(z_mm))
+        return (0.0,) * (len(table[0]) - 1)
+    values: list[float] = PchipInterpolator(rows[:, 0], rows[:, 1:])(z_mm).tolist()
+    return tuple(values)
 
 
 def slice_of(body: Body, z_mm: float) -> tuple[float, float]:
@@ -115,7 +116,7 @@ def slice_of(body: Body, z_mm: float) -> tuple[float, float]:
 
 
 def ellipse(x: Reals, y: Reals, cx: float, cy: float, ax: float, ay: float) -> tuple[Reals, Reals]:
-    """(depth below the edge in mm, to first order; relative radius) of points; depth is -9 where the ellipse is empty."""
+    """(depth below the edge in mm, to first order; relative radius) of points; depth is -9 for an empty ellipse."""
     if ax < 0.01 or ay < 0.01:
         return np.full(x.shape, -9.0), np.full(x.shape, 9.0)
     u, v = (x - cx) / ax, (y - cy) / ay

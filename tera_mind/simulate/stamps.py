@@ -53,7 +53,7 @@ def _grain(pixel_um: float) -> Plane:
     """Chromatin's grain: a square of noise of unit variance that repeats, flattened."""
     noise = np.random.default_rng([0, keys.PIXELS]).standard_normal((_GRAIN_PX, _GRAIN_PX))
     smooth = gaussian_filter(noise, max(0.3, _GRAIN_UM / pixel_um), mode="wrap")
-    return (smooth / smooth.std()).astype(np.float32).ravel()
+    return np.asarray(smooth / smooth.std(), np.float32).ravel()
 
 
 def draw(cells: Cells, seed: int, section: int, pixel_um: float, box: Box, focus_um: float) -> Light:
@@ -140,7 +140,7 @@ def _nuclei(cells: Cells, seed: int, section: int, half: int, pixel_um: float) -
     bend = np.where(celltypes.column("axis_ratio")[cells.kind] < 0.5, 0.125 * cells.major_um / cells.minor_um, 0.0)
     v = v - _each(bend) * (u2 - np.float32(0.4))
     index = np.minimum((u2 + v * v) * np.float32(_TABLE), np.float32(_TABLE)).astype(np.int32)
-    glow = _profile(0.7)[index] * _each(cells.dapi)
+    glow = _profile(1.5)[index] * _each(cells.dapi)
     glow *= _chromatin(cells, seed, section, half, (along, across), pixel_um)
     dip = _profile(0.6)[index] * _each(-_DIP * cells.polyt)
     return glow, dip, _profile(1.0)[index]
@@ -155,11 +155,11 @@ def _grain_of(cells: Cells, half: int, pixel_um: float) -> Plane:
     return _grain(pixel_um)[(rows[:, :, None] + columns[:, None, :]).astype(np.int32)]
 
 
-def _chromatin(
-    cells: Cells, seed: int, section: int, half: int, axes: tuple[Plane, Plane], pixel_um: float
-) -> Plane:
+def _chromatin(cells: Cells, seed: int, section: int, half: int, axes: tuple[Plane, Plane], pixel_um: float) -> Plane:
     along, across = axes
-    chromatin = np.asarray(1 + _grain_of(cells, half, pixel_um) * _each(celltypes.column("texture")[cells.kind]), np.float32)
+    chromatin = np.asarray(
+        1 + _grain_of(cells, half, pixel_um) * _each(celltypes.column("texture")[cells.kind]), np.float32
+    )
     place_u, place_v = spots(seed, section, cells.cell)
     count = celltypes.column("spots")[cells.kind]
     width = 1.0 / (2 * celltypes.column("spot_um")[cells.kind] ** 2)

@@ -28,7 +28,7 @@ MISIDENTIFIED = 0.015
 #: of a cell's transcripts, the share outside nucleus and soma
 NEUROPIL = {True: 0.40, False: 0.15}
 #: glia hold more in the nucleus: odds of the nucleus against the soma, relative to neurons
-GLIA_ODDS = 1.55
+GLIA_ODDS = 1.85
 #: of a gene in a cell of given library size; over cells of a type, whose libraries differ, it comes to about 2
 DISPERSION = 3.0
 NEUROPIL_UM, LARGEST_NEUROPIL_UM = 4.0, 32.0
@@ -42,7 +42,8 @@ _NUMBER_BITS = 24
 @dataclass(frozen=True)
 class TranscriptRows:
     """Transcripts as columns: position in the section's um, gene (position in the panel; blanks follow), and the truth:
-    their cell (0: none) and `place`, an index into `PLACES`."""
+    their cell (0: none) and `place`, an index into `PLACES`.
+    """
 
     y_um: Reals
     x_um: Reals
@@ -60,7 +61,9 @@ class TranscriptRows:
     @staticmethod
     def join(parts: list[TranscriptRows]) -> TranscriptRows:
         """All parts, one after another."""
-        return TranscriptRows(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(TranscriptRows)})
+        return TranscriptRows(
+            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(TranscriptRows)}
+        )
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,10 @@ class Transcriptome:
         """Transcripts of the cells, ordered by cell, gene and copy."""
         genes = len(self.numbers)
         step = max(1, _CHUNK // genes)
-        parts = [self._chunk(cells.take(np.arange(first, min(first + step, len(cells)))), section)
-                 for first in range(0, max(1, len(cells)), step)]
+        parts = [
+            self._chunk(cells.take(np.arange(first, min(first + step, len(cells)))), section)
+            for first in range(0, max(1, len(cells)), step)
+        ]
         return TranscriptRows.join(parts)
 
     def counts(self, cells: Cells, section: int) -> NDArray[np.int64]:
@@ -151,10 +156,14 @@ class Transcriptome:
         self, anatomy: Anatomy, section: int, z_um: float, window_um: tuple[float, float, float, float]
     ) -> TranscriptRows:
         """Transcripts in no cell's reach, evenly over the tissue of a window (y0, y1, x0, x1) of the atlas; positions
-        are the atlas' and bins are whole, so some lie a little outside the window."""
+        are the atlas' and bins are whole, so some lie a little outside the window.
+        """
         y0, y1, x0, x1 = (int(np.floor(edge / FLOOR_BIN_UM)) for edge in window_um)
-        row, column = (part.ravel() for part in np.meshgrid(np.arange(y0, y1 + 1), np.arange(x0, x1 + 1), indexing="ij"))
-        region = anatomy.region((row + 0.5) * FLOOR_BIN_UM, (column + 0.5) * FLOOR_BIN_UM, z_um)
+        row, column = (
+            part.ravel() for part in np.meshgrid(np.arange(y0, y1 + 1), np.arange(x0, x1 + 1), indexing="ij")
+        )
+        middle = [np.asarray((part + 0.5) * FLOOR_BIN_UM, np.float64) for part in (row, column)]
+        region = anatomy.region(middle[0], middle[1], z_um)
         inside = region > VENTRICLE
         row, column, region = row[inside], column[inside], region[inside]
         table = keys.poisson_table(self.floor_um2 * FLOOR_BIN_UM**2)

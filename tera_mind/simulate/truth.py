@@ -1,9 +1,8 @@
 """What is true of a simulated brain, written beside it: cells, regions, expression, and the sections' registration.
 
-`sections.csv` is the true registration, from the section to the registered canvas; `misregistration.csv` is its inverse,
-from the canvas to the section's image. Both hold an affine on (x, y, 1) and, where there is one, a displacement that is
-added after the affine: float32 (2, rows, columns) = (dy, dx) in units of the target, its cells spread evenly over the
-target's canvas.
+`sections.csv` is the true registration, section to registered canvas; `misregistration.csv` is its inverse, from the
+canvas to the section's image. Both hold an affine on (x, y, 1) and, where there is one, a displacement that is added
+after the affine: float32 (2, rows, columns) = (dy, dx) in units of the target, spread evenly over the target's canvas.
 """
 
 from __future__ import annotations
@@ -63,8 +62,11 @@ def write_cells(tiles: Tiles, section: int, path: Path) -> int:
 def write_regions(brain: VirtualBrain, section: int, path: Path) -> None:
     """`regions.tif`, uint8 by `regions.json`, one pixel for `REGION_UM` of the section's image."""
     s = brain.settings
-    y, x = ((np.arange(int(np.ceil(side / REGION_UM))) + 0.5) * REGION_UM for side in (s.height_um, s.width_um))
-    image = np.concatenate([brain.regions_at(section, rows[:, None], x[None, :]) for rows in np.array_split(y, 1 + len(y) // 64)])
+    counts = (int(np.ceil(side / REGION_UM)) for side in (s.height_um, s.width_um))
+    y, x = (np.asarray((np.arange(count) + 0.5) * REGION_UM, np.float64) for count in counts)
+    image = np.concatenate(
+        [brain.regions_at(section, rows[:, None], x[None, :]) for rows in np.array_split(y, 1 + len(y) // 64)]
+    )
     tifffile.imwrite(path, image.astype(np.uint8), compression="zlib")
 
 
@@ -81,7 +83,10 @@ def write_brain_truth(brain: VirtualBrain, folder: Path, source_to_mosaic: Matri
     table["nuclear_share"] = panel.nuclear_share(brain.transcriptome.numbers)
     table.to_parquet(folder / "expression.parquet", index=False)
     header = ["section", "section_id", "z_um", "a00", "a01", "a02", "a10", "a11", "a12", "source_unit", "canvas_unit"]
-    with (folder / "sections.csv").open("w", newline="") as file, (folder / "misregistration.csv").open("w", newline="") as back:
+    with (
+        (folder / "sections.csv").open("w", newline="") as file,
+        (folder / "misregistration.csv").open("w", newline="") as back,
+    ):
         forward, inverse = csv.writer(file), csv.writer(back)
         forward.writerow([*header, "displacement"])
         inverse.writerow([*header, "displacement"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +12,14 @@ from numpy.typing import NDArray
 from tera_mind.errors import InputError
 from tera_mind.geometry import Box
 from tera_mind.simulate import celltypes, regions
-from tera_mind.simulate.brains import CORNER_UM, CANVAS_UM, Settings
+from tera_mind.simulate.brains import CANVAS_UM, CORNER_UM, Settings
 from tera_mind.simulate.cells import LARGEST_CELL_UM, SECTION_UM, Cells, make_cells
 from tera_mind.simulate.optics import padded, photograph, spread_grid
 from tera_mind.simulate.panel import expression, gene_numbers, panel
-from tera_mind.simulate.registration import SectionMap
 from tera_mind.simulate.regions import OUTSIDE, VENTRICLE
+from tera_mind.simulate.registration import SectionMap
 from tera_mind.simulate.stamps import Light, Plane, draw
-from tera_mind.simulate.transcripts import FLOOR_SHARE, LARGEST_NEUROPIL_UM, TranscriptRows, Transcriptome
+from tera_mind.simulate.transcripts import FLOOR_SHARE, LARGEST_NEUROPIL_UM, Transcriptome, TranscriptRows
 from tera_mind.simulate.vessels import vessels
 
 STAINS = ("DAPI", "PolyT")
@@ -30,7 +31,8 @@ _LUMEN_LIGHT = 0.25
 @dataclass(frozen=True)
 class Window:
     """A window of a section. `images` (stain, plane, y, x); transcripts and cells in um from the canvas' corner; cells
-    are those whose centre lies in the window; `labels` (y, x): the cell whose nucleus is on top, 0 where none is."""
+    are those whose centre lies in the window; `labels` (y, x): the cell whose nucleus is on top, 0 where none is.
+    """
 
     box: Box
     images: NDArray[np.uint8] | NDArray[np.uint16]
@@ -74,17 +76,23 @@ class VirtualBrain:
         s = self.settings
         numbers = gene_numbers(s.genes, supporting=s.preset.supporting)
         share = region_shares(s)
-        in_cells = (share * s.preset.density * regions.nuclei_um2()) @ celltypes.shares() @ expression(numbers).sum(axis=0)
-        factor = float(f"{s.density_um2 * (1 - FLOOR_SHARE) / float(in_cells):.3g}")  # the last digits are the machine's
+        in_cells = (
+            (share * s.preset.density * regions.nuclei_um2()) @ celltypes.shares() @ expression(numbers).sum(axis=0)
+        )
+        factor = float(
+            f"{s.density_um2 * (1 - FLOOR_SHARE) / float(in_cells):.3g}"
+        )  # the last digits are the machine's
         return Transcriptome(s.key, numbers, self.genes, factor, FLOOR_SHARE * s.density_um2, s.perturbation)
 
     def cells_near(self, section: int, box: Box, margin_um: float) -> Cells:
-        """Cells with their centre in a window or at most `margin_um` outside; positions in um from the canvas' corner."""
+        """Cells with their centre in a window or at most `margin_um` outside it; positions in um of the canvas."""
         s, mapped = self.settings, self.map_of(section)
         edges = [edge * s.pixel_um for edge in (box.y0, box.y1, box.x0, box.x1)]
         outer = (edges[0] - margin_um, edges[1] + margin_um, edges[2] - margin_um, edges[3] + margin_um)
         corner = s.corner_um
-        window = mapped.atlas_window(outer[0] + corner[0], outer[1] + corner[0], outer[2] + corner[1], outer[3] + corner[1])
+        window = mapped.atlas_window(
+            outer[0] + corner[0], outer[1] + corner[0], outer[2] + corner[1], outer[3] + corner[1]
+        )
         cells = make_cells(s.work, s.anatomy, section, self.z_um[section], window, s.perturbation)
         y_um, x_um = mapped.to_section(cells.y_um, cells.x_um)
         y_um, x_um = y_um - corner[0], x_um - corner[1]
@@ -118,7 +126,8 @@ class VirtualBrain:
         transcripts = self._transcripts(section, box, cells)
         row, column = (np.floor(part * (1.0 / s.pixel_um)) for part in (cells.y_um, cells.x_um))
         own = (row >= box.y0) & (row < box.y1) & (column >= box.x0) & (column < box.x1)
-        return Window(box, np.stack(planes, axis=1), transcripts, cells.take(own), np.ascontiguousarray(labels))
+        images: NDArray[Any] = np.stack(planes, axis=1)
+        return Window(box, images, transcripts, cells.take(own), np.ascontiguousarray(labels))
 
     def transcripts(self, section: int, box: Box) -> TranscriptRows:
         """Transcripts of a window without its images."""
@@ -155,7 +164,9 @@ class VirtualBrain:
         region = s.anatomy.region(y, x, z_um)
         hollow = np.ones(region.shape, np.float32)
         inside = region > VENTRICLE
-        hollow[inside] = np.where(vessels(s.key, y[inside], x[inside], z_um).lumen, np.float32(_LUMEN_LIGHT), np.float32(1))
+        hollow[inside] = np.where(
+            vessels(s.key, y[inside], x[inside], z_um).lumen, np.float32(_LUMEN_LIGHT), np.float32(1)
+        )
         planes = []
         for stain in ("dapi", "polyt"):
             grid = _soften(regions.column(stain).astype(np.float32)[region] * hollow)
@@ -178,7 +189,7 @@ def focal_planes(planes: int) -> list[float]:
 
 
 def region_shares(settings: Settings) -> NDArray[np.float64]:
-    """Share of every region in the tissue of the whole brain (not of the canvas), on a coarse grid of a dozen sections."""
+    """Share of every region in the tissue of the whole brain, on a coarse grid of a dozen sections."""
     scale = settings.scale
     step = 60.0 * scale
     y = np.arange(CORNER_UM[0] * scale, (CORNER_UM[0] + CANVAS_UM[0]) * scale, step)
