@@ -143,7 +143,7 @@ def test_regions_go_on_from_section_to_section() -> None:
     y, x = np.arange(0.0, 7800, 50)[:, None], np.arange(-5600.0, 5600, 50)[None, :]
     for z in (3000.0, 5600.0, 7400.0):
         first, second, far = (anatomy.region(y, x, z + step) for step in (0.0, 100.0, 1500.0))
-        assert 0.9 < (first == second).mean() < 1.0
+        assert 0.85 < (first == second).mean() < 1.0
         assert (first == far).mean() < (first == second).mean()
     # boundaries are smooth: a region's edge moves by less than 2 % of the brain's size in 20 um
     assert (anatomy.region(y, x, 6000.0) == anatomy.region(y, x, 6020.0)).mean() > 0.98
@@ -158,8 +158,7 @@ def test_anatomy_holds_what_a_brain_holds() -> None:
         for index in np.unique(found):
             seen.setdefault(regions.REGIONS[index].name, np.zeros(found.shape, bool))[found == index] = True
     assert set(seen) == set(REGION)
-    section = anatomy.region(y, x, 6000.0)
-    down = section[:, 60]  # layers follow one another below the pia
+    down = anatomy.region(np.arange(0.0, 3000, 4), np.array(-3000.0), 6000.0)  # layers follow one another below the pia
     order = [regions.REGIONS[index].name for index in down[np.sort(np.unique(down, return_index=True)[1])]]
     assert order[:8] == ["outside", "pia", "layer 1", "layer 2/3", "layer 4", "layer 5", "layer 6", "fibre tract"]
     without = Anatomy(0, 1.0, bulb=False).region(y, x, 1000.0)
@@ -421,7 +420,7 @@ def test_focal_planes_see_the_same_cells_differently() -> None:
 
 def test_killed_run_goes_on_with_what_is_missing(tmp_path) -> None:
     out = tmp_path / "brain.zarr"
-    command = ["simulate", "--size", "tiny", "--layout", "store", "--sections", "8", "--workers", "1", "--out", str(out)]
+    command = ["simulate", "--size", "tiny", "--layout", "store", "--sections", "4", "--workers", "1", "--genes", "30", "--out", str(out)]
     code = f"import sys; from tera_mind.cli.main import main; sys.exit(main({command!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     parts = tmp_path / "brain.zarr.parts"
@@ -433,7 +432,7 @@ def test_killed_run_goes_on_with_what_is_missing(tmp_path) -> None:
     process.wait()
     assert not out.exists()
     done = {path: path.stat().st_mtime_ns for path in parts.glob("*/tile_*.npz")}
-    assert 0 < len(done) < 8
+    assert 0 < len(done) < 4
     from tera_mind.simulate.tiles import Tiles
 
     kept: list[int] = []
@@ -444,13 +443,13 @@ def test_killed_run_goes_on_with_what_is_missing(tmp_path) -> None:
         Tiles.drop = drop  # type: ignore[method-assign]
     assert kept == list(done.values())
     brain = Brain.open(out)
-    assert len(brain.sections) == 8
+    assert len(brain.sections) == 4
     assert not [path for path in tmp_path.rglob("*partial*")]
-    fresh = VirtualBrain(Settings.of("main", "tiny", sections=8, bits=8, misregister=0.0))
+    fresh = VirtualBrain(Settings.of("main", "tiny", sections=4, genes=30, bits=8, misregister=0.0))
     box = Box(300, 420, 500, 640)
-    np.testing.assert_array_equal(brain.image(box, [5])[:, 0], fresh.window(5, box).images[:, 0])
-    rows = fresh.transcripts(5, box)
-    assert brain.transcripts(5, box).count.sum() == (rows.gene < len(fresh.genes)).sum()
+    np.testing.assert_array_equal(brain.image(box, [3])[:, 0], fresh.window(3, box).images[:, 0])
+    rows = fresh.transcripts(3, box)
+    assert brain.transcripts(3, box).count.sum() == (rows.gene < len(fresh.genes)).sum()
     assert [section.z_um for section in brain.sections] == fresh.z_um
 
 

@@ -115,7 +115,7 @@ def _write_mosaic(
     )
 
 
-def _write_table(tiles: Tiles, section: int, names: NDArray[np.str_], folder: Path) -> None:
+def _write_table(tiles: Tiles, section: int, names: NDArray[Any], folder: Path) -> None:
     """The transcripts as CSV, and in the same order what is true of them: cell and compartment."""
     schema = pa.schema([("cell", pa.int64()), ("place", pa.int8())])
     options = pacsv.WriteOptions(include_header=False, quoting_style="needed")

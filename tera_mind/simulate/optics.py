@@ -157,7 +157,7 @@ def _between(plane: Plane, position: NDArray[np.floating[Any]], axis: int) -> Pl
     low = np.clip(first.astype(np.int64), 0, plane.shape[axis] - 1)
     high = np.clip(low + 1, 0, plane.shape[axis] - 1)
     a = plane.take(low, axis=axis)
-    out = plane.take(high, axis=axis)
+    out: Plane = plane.take(high, axis=axis)
     out -= a
     out *= share[:, None] if axis == 0 else share[None, :]
     out += a

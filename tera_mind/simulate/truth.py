@@ -27,7 +27,8 @@ from tera_mind.simulate.windows import VirtualBrain
 
 #: pixels of the map of regions, um
 REGION_UM = 8.0
-_FIELD_UM = 100.0
+#: cells of a displacement field, um of an unscaled brain
+_FIELD_UM = 25.0
 Matrix = NDArray[np.float64]
 Move = Callable[[NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
 
@@ -130,15 +131,15 @@ def _write_displacements(
 
     names = []
     for name, undo, move in (("registration", to_mosaic, registered), ("misregistration", to_canvas, imaged)):
-        field = _field(s.pixels, s.pixel_um * s.pixels[0], s.pixel_um * s.pixels[1], undo, move)
+        field = _field(s.pixels, s.pixel_um / (_FIELD_UM * s.scale), undo, move)
         names.append(f"{name}_{section:03d}.npy")
         np.save(folder / names[-1], field)
     return names[0], names[1]
 
 
-def _field(pixels: tuple[int, int], height_um: float, width_um: float, undo: Matrix, move: Move) -> NDArray[np.float32]:
-    """(dy, dx) at target pixels q: where the true map takes the source of q, less q."""
-    rows, columns = (max(2, int(np.ceil(side / _FIELD_UM))) for side in (height_um, width_um))
+def _field(pixels: tuple[int, int], share: float, undo: Matrix, move: Move) -> NDArray[np.float32]:
+    """(dy, dx) at target pixels q: where the true map takes the source of q, less q; `share` cells a pixel."""
+    rows, columns = (max(2, int(np.ceil(side * share))) for side in pixels)
     y = (np.arange(rows) + 0.5) * (pixels[0] / rows)
     x = (np.arange(columns) + 0.5) * (pixels[1] / columns)
     y, x = np.broadcast_arrays(y[:, None], x[None, :])
