@@ -288,7 +288,9 @@ def test_transcripts_have_the_wanted_density_and_places() -> None:
     brain = brain_of(genes=200)
     rows = brain.transcripts(0, brain.canvas)
     y, x = ((np.arange(100) + 0.5) * side / 100 for side in (brain.settings.height_um, brain.settings.width_um))
-    tissue = (brain.regions_at(0, y[:, None], x[None, :]) > 1).mean() * brain.settings.height_um * brain.settings.width_um
+    tissue = (
+        (brain.regions_at(0, y[:, None], x[None, :]) > 1).mean() * brain.settings.height_um * brain.settings.width_um
+    )
     assert len(rows) / tissue * 100 == pytest.approx(60, rel=0.15)
     blanks = (rows.gene >= 200).mean() * 205 / 5
     assert 0.01 < blanks < 0.02
@@ -357,7 +359,9 @@ def test_depleted_and_enlarged_cells_change_only_their_surroundings() -> None:
     assert far.any()
     np.testing.assert_array_equal(plain.images[..., far], window.images[..., far])
     assert (plain.images[..., ~far] != window.images[..., ~far]).any()
-    larger = brain_of(misregister=0.0, perturbation=Perturbation((Change(types=("L56 exc",), enlarge=1.4),))).window(0, box)
+    larger = brain_of(misregister=0.0, perturbation=Perturbation((Change(types=("L56 exc",), enlarge=1.4),))).window(
+        0, box
+    )
     factor = larger.cells.major_um / plain.cells.major_um
     np.testing.assert_allclose(factor, np.where(plain.cells.kind == TYPE["L56 exc"], 1.4, 1.0))
 
@@ -420,7 +424,21 @@ def test_focal_planes_see_the_same_cells_differently() -> None:
 
 def test_killed_run_goes_on_with_what_is_missing(tmp_path) -> None:
     out = tmp_path / "brain.zarr"
-    command = ["simulate", "--size", "tiny", "--layout", "store", "--sections", "4", "--workers", "1", "--genes", "30", "--out", str(out)]
+    command = [
+        "simulate",
+        "--size",
+        "tiny",
+        "--layout",
+        "store",
+        "--sections",
+        "4",
+        "--workers",
+        "1",
+        "--genes",
+        "30",
+        "--out",
+        str(out),
+    ]
     code = f"import sys; from tera_mind.cli.main import main; sys.exit(main({command!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     parts = tmp_path / "brain.zarr.parts"

@@ -80,7 +80,10 @@ def moved(row: dict[str, str], folder: Path, points: np.ndarray, shape: tuple[in
     if row["displacement"]:
         field = np.load(folder / row["displacement"])
         at = [(y * field.shape[1] / shape[0]) - 0.5, (x * field.shape[2] / shape[1]) - 0.5]
-        y, x = (q + ndimage.map_coordinates(part, at, order=1, mode="nearest") for q, part in zip((y, x), field, strict=True))
+        y, x = (
+            q + ndimage.map_coordinates(part, at, order=1, mode="nearest")
+            for q, part in zip((y, x), field, strict=True)
+        )
     return np.stack([x, y])
 
 

@@ -183,9 +183,10 @@ class Anatomy:
         own = (deep > 0) & ((out == 0) | (deep > surface))
         if not own.any():
             return surface
-        run = (y + 0.10 * (x - 1.2) * (x - 1.2)) / _FOLIUM_MM
+        bend = Field(self.seed, 22, 1.1, 1.4).at(y, x, z)
+        run = (y + 0.10 * (x - 1.2) * (x - 1.2) + 0.42 * bend) / _FOLIUM_MM
         fissure = (0.5 - np.abs(run - np.floor(run) - 0.5)) * _FOLIUM_MM
-        fold = np.minimum(deep, fissure + 0.9 * np.maximum(deep - 1.25, 0.0))
+        fold = np.minimum(deep, fissure + 0.45 * np.maximum(deep - 1.05, 0.0))
         line = self._half("Purkinje layer", 0.008)
         start = -9.0
         for name, end in (
