@@ -18,15 +18,15 @@ from tera_mind.geometry import Box
 from tera_mind.simulate import keys
 from tera_mind.simulate.stamps import Light, Plane
 
-PSF_UM, HALO_UM, HALO_SHARE, DEFOCUS_UM = 0.25, 2.5, 0.25, 1.0
+PSF_UM, HALO_UM, HALO_SHARE, DEFOCUS_UM = 0.25, 2.5, 0.25, 1.4
 #: 16-bit grey levels of a nucleus of brightness 1, of the tissue between cells, and of the camera without light
-NUCLEUS_LEVEL, TISSUE_LEVEL, CAMERA_LEVEL = 6000.0, (900.0, 1980.0), 500.0
+NUCLEUS_LEVEL, TISSUE_LEVEL, CAMERA_LEVEL = 6000.0, (820.0, 1900.0), 500.0
 #: shot noise: grey levels an electron; read noise in grey levels
 GAIN, READ_NOISE = 14.0, 40.0
 #: one field of view of the microscope, and how much its middle is brighter and its rim darker
 FIELD_UM, SHADE = 200.0, 0.05
 #: 8-bit images: the camera's level, and grey levels for one of 16 bit, by stain
-BYTE_FLOOR, BYTE_SCALE = 8.0, (0.01413, 0.0141)
+BYTE_FLOOR, BYTE_SCALE = 8.0, (0.0168, 0.0148)
 _CLOUD_PX, _CLOUD_UM = (509, 383), 1.5
 _CLOUD = (0.10, 0.12)
 

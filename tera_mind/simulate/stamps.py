@@ -26,6 +26,8 @@ _SOMA_EDGE_UM = 0.9
 _NISSL, _DIP = 0.12, 0.26
 #: distance from the focal plane up to which a cell is sharp, and over which it fades into its blurred copy
 _SHARP_UM, _FADE_UM = 2.1, 3.6
+#: of the light of a cell in the focal plane, the share that is sharp: the rest comes from above and below it
+_FOCUSED = 0.5
 _CHUNK = 1_500_000
 
 
@@ -62,7 +64,7 @@ def draw(cells: Cells, seed: int, section: int, pixel_um: float, box: Box, focus
     light = Light(np.zeros((2, *shape), np.float32), np.zeros((2, *shape), np.float32), np.zeros(shape, np.uint32))
     height = np.zeros(shape, np.float32)
     off = np.abs(cells.depth_um - focus_um)
-    share = np.clip((_SHARP_UM + _FADE_UM - off) / _FADE_UM, 0.0, 1.0).astype(np.float32)
+    share = (_FOCUSED * np.clip((_SHARP_UM + _FADE_UM - off) / _FADE_UM, 0.0, 1.0)).astype(np.float32)
     for group, half in _groups(1.35 * cells.soma_um + 4 * _SOMA_EDGE_UM, pixel_um):
         members = cells.take(group)
         disc = _somata(members, half, pixel_um)
@@ -140,7 +142,7 @@ def _nuclei(cells: Cells, seed: int, section: int, half: int, pixel_um: float) -
     bend = np.where(celltypes.column("axis_ratio")[cells.kind] < 0.5, 0.125 * cells.major_um / cells.minor_um, 0.0)
     v = v - _each(bend) * (u2 - np.float32(0.4))
     index = np.minimum((u2 + v * v) * np.float32(_TABLE), np.float32(_TABLE)).astype(np.int32)
-    glow = _profile(1.5)[index] * _each(cells.dapi)
+    glow = _profile(1.25)[index] * _each(cells.dapi)
     glow *= _chromatin(cells, seed, section, half, (along, across), pixel_um)
     dip = _profile(0.6)[index] * _each(-_DIP * cells.polyt)
     return glow, dip, _profile(1.0)[index]
