@@ -1,4 +1,4 @@
-"""`tera-mind simulate`: what it writes is what MERSCOPE writes, the reader takes it, the truth fits, bad input is one line."""
+"""`tera-mind simulate`: it writes what MERSCOPE writes, the reader takes it, the truth fits, bad input is one line."""
 
 from __future__ import annotations
 
@@ -214,7 +214,8 @@ def test_dry_run_of_a_whole_brain_says_what_it_costs(tmp_path: Path, capsys: pyt
     assert main([*given, "--workers", "64"]) == 0
     said = capsys.readouterr().out
     assert "50 section(s) of 73728 x 106496 px at 0.108 um, 500 genes" in said
-    assert "GB" in said and "64 process" in said
+    assert "GB" in said
+    assert "64 process" in said
 
 
 def test_store_is_refused_where_something_else_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from tera_mind.errors import InputError
 from tera_mind.simulate import celltypes, keys, regions
 from tera_mind.simulate.anatomy import Anatomy
-from tera_mind.simulate.perturb import Perturbation
 from tera_mind.simulate.placing import BIN_UM, DEPENDENCE_UM, SOFTNESS, offered_um2, survivors
 from tera_mind.simulate.vessels import CAPILLARY_SHARE, Vessels, vessels
 
@@ -111,7 +110,6 @@ def make_cells(
     section: int,
     z_um: float,
     window_um: tuple[float, float, float, float],
-    perturbation: Perturbation | None = None,
 ) -> Cells:
     """Cells whose centres lie in a window (y0, y1, x0, x1) of the atlas, in um."""
     y0, y1, x0, x1 = window_um
@@ -146,8 +144,7 @@ def make_cells(
     ducts = Vessels(
         ducts.capillary[index], ducts.lumen[index], ducts.wall[index], (ducts.along[0][index], ducts.along[1][index])
     )
-    cells = _shape(work, section, number[index], y_um[index], x_um[index], region[index], ducts)
-    return cells if perturbation is None else perturbation.cells(cells, work.seed, section)
+    return _shape(work, section, number[index], y_um[index], x_um[index], region[index], ducts)
 
 
 def _rows(region: NDArray[np.int8], depth_um: Reals) -> Reals:

@@ -57,43 +57,89 @@ ENDOTHELIAL, VLMC, PURKINJE = INDEX["Endothelial"], INDEX["VLMC"], INDEX["Purkin
 
 #: share of every type in every region, in percent; what is missing to 100 is spread over the named ones
 _MAKE_UP: dict[str, dict[str, float]] = {
-    "pia": {"VLMC": 52.0, "Endothelial": 18.0, "Astrocyte": 18.0, "Microglia": 12.0},
-    "layer 1": {"Astrocyte": 30.0, "Oligodendrocyte": 13.0, "Endothelial": 15.0, "Microglia": 9.0, "Interneuron": 15.0,
-                "OPC": 8.0, "L23 exc": 5.0, "VLMC": 5.0},
-    "layer 2/3": {"L23 exc": 62.0, "Interneuron": 9.0, "Astrocyte": 8.0, "Endothelial": 9.0, "Oligodendrocyte": 4.0,
-                  "Microglia": 5.0, "OPC": 3.0},
-    "layer 4": {"L23 exc": 67.0, "Interneuron": 8.0, "Astrocyte": 7.0, "Endothelial": 8.0, "Oligodendrocyte": 3.0,
-                "Microglia": 4.0, "OPC": 3.0},
-    "layer 5": {"L56 exc": 52.0, "Interneuron": 10.0, "Astrocyte": 11.0, "Endothelial": 11.0, "Oligodendrocyte": 6.0,
-                "Microglia": 6.0, "OPC": 3.0, "L23 exc": 1.0},
-    "layer 6": {"L56 exc": 61.0, "Interneuron": 8.0, "Astrocyte": 7.0, "Endothelial": 7.0, "Oligodendrocyte": 11.0,
-                "Microglia": 4.0, "OPC": 2.0},
-    "fibre tract": {"Oligodendrocyte": 69.0, "Astrocyte": 11.0, "Endothelial": 9.0, "Microglia": 6.0, "OPC": 4.0,
-                    "Interneuron": 1.0},
-    "striatum": {"MSN": 55.0, "Astrocyte": 11.0, "Oligodendrocyte": 10.0, "Interneuron": 6.0, "Endothelial": 10.0,
-                 "Microglia": 5.0, "OPC": 3.0},
-    "thalamus": {"Thal exc": 48.0, "Oligodendrocyte": 18.0, "Astrocyte": 12.0, "Interneuron": 6.0, "Endothelial": 9.0,
-                 "Microglia": 4.0, "OPC": 3.0},
-    "hypothalamus": {"Thal exc": 30.0, "Interneuron": 28.0, "Astrocyte": 13.0, "Oligodendrocyte": 11.0, "Endothelial": 10.0,
-                     "Microglia": 5.0, "OPC": 3.0},
-    "midbrain": {"Thal exc": 30.0, "Interneuron": 17.0, "Oligodendrocyte": 22.0, "Astrocyte": 14.0, "Endothelial": 9.0,
-                 "Microglia": 5.0, "OPC": 3.0},
-    "hindbrain": {"Thal exc": 28.0, "Interneuron": 15.0, "Oligodendrocyte": 28.0, "Astrocyte": 13.0, "Endothelial": 9.0,
-                  "Microglia": 4.0, "OPC": 3.0},
-    "SN/VTA": {"Dopaminergic": 32.0, "Interneuron": 14.0, "Oligodendrocyte": 22.0, "Astrocyte": 13.0, "Endothelial": 10.0,
-               "Microglia": 6.0, "OPC": 3.0},
-    "hippocampal molecular": {"Astrocyte": 30.0, "Oligodendrocyte": 13.0, "Endothelial": 15.0, "Microglia": 9.0,
-                              "Interneuron": 18.0, "OPC": 8.0, "CA pyr": 7.0},
-    "CA": {"CA pyr": 80.0, "Interneuron": 6.0, "Astrocyte": 5.0, "Endothelial": 5.0, "Microglia": 2.0, "Oligodendrocyte": 2.0},
-    "dentate gyrus": {"DG gran": 85.0, "Interneuron": 4.0, "Astrocyte": 4.0, "Endothelial": 4.0, "Microglia": 2.0, "OPC": 1.0},
-    "OB glomerular": {"Interneuron": 42.0, "Dopaminergic": 9.0, "Astrocyte": 20.0, "Endothelial": 14.0, "Microglia": 6.0,
-                      "Oligodendrocyte": 5.0, "OPC": 4.0},
-    "OB plexiform": {"Astrocyte": 28.0, "Interneuron": 26.0, "L23 exc": 12.0, "Endothelial": 15.0, "Microglia": 9.0, "OPC": 10.0},
-    "OB granule": {"Interneuron": 78.0, "Astrocyte": 8.0, "Oligodendrocyte": 6.0, "Endothelial": 5.0, "Microglia": 3.0},
-    "CB molecular": {"Interneuron": 40.0, "Astrocyte": 22.0, "Endothelial": 18.0, "Microglia": 9.0, "OPC": 6.0,
-                     "Oligodendrocyte": 5.0},
-    "Purkinje layer": {"Purkinje": 70.0, "Astrocyte": 25.0, "Interneuron": 5.0},
-    "CB granule": {"CB granule": 93.0, "Interneuron": 2.0, "Astrocyte": 2.0, "Endothelial": 2.0, "Oligodendrocyte": 1.0},
+    "pia": {
+        "VLMC": 52.0, "Endothelial": 18.0, "Astrocyte": 18.0, "Microglia": 12.0,
+    },
+    "layer 1": {
+        "Astrocyte": 30.0, "Oligodendrocyte": 13.0, "Endothelial": 15.0, "Microglia": 9.0, "Interneuron": 15.0,
+        "OPC": 8.0, "L23 exc": 5.0, "VLMC": 5.0,
+    },
+    "layer 2/3": {
+        "L23 exc": 62.0, "Interneuron": 9.0, "Astrocyte": 8.0, "Endothelial": 9.0, "Oligodendrocyte": 4.0,
+        "Microglia": 5.0, "OPC": 3.0,
+    },
+    "layer 4": {
+        "L23 exc": 67.0, "Interneuron": 8.0, "Astrocyte": 7.0, "Endothelial": 8.0, "Oligodendrocyte": 3.0,
+        "Microglia": 4.0, "OPC": 3.0,
+    },
+    "layer 5": {
+        "L56 exc": 52.0, "Interneuron": 10.0, "Astrocyte": 11.0, "Endothelial": 11.0, "Oligodendrocyte": 6.0,
+        "Microglia": 6.0, "OPC": 3.0, "L23 exc": 1.0,
+    },
+    "layer 6": {
+        "L56 exc": 61.0, "Interneuron": 8.0, "Astrocyte": 7.0, "Endothelial": 7.0, "Oligodendrocyte": 11.0,
+        "Microglia": 4.0, "OPC": 2.0,
+    },
+    "fibre tract": {
+        "Oligodendrocyte": 69.0, "Astrocyte": 11.0, "Endothelial": 9.0, "Microglia": 6.0, "OPC": 4.0,
+        "Interneuron": 1.0,
+    },
+    "striatum": {
+        "MSN": 55.0, "Astrocyte": 11.0, "Oligodendrocyte": 10.0, "Interneuron": 6.0, "Endothelial": 10.0,
+        "Microglia": 5.0, "OPC": 3.0,
+    },
+    "thalamus": {
+        "Thal exc": 48.0, "Oligodendrocyte": 18.0, "Astrocyte": 12.0, "Interneuron": 6.0, "Endothelial": 9.0,
+        "Microglia": 4.0, "OPC": 3.0,
+    },
+    "hypothalamus": {
+        "Thal exc": 30.0, "Interneuron": 28.0, "Astrocyte": 13.0, "Oligodendrocyte": 11.0, "Endothelial": 10.0,
+        "Microglia": 5.0, "OPC": 3.0,
+    },
+    "midbrain": {
+        "Thal exc": 30.0, "Interneuron": 17.0, "Oligodendrocyte": 22.0, "Astrocyte": 14.0, "Endothelial": 9.0,
+        "Microglia": 5.0, "OPC": 3.0,
+    },
+    "hindbrain": {
+        "Thal exc": 28.0, "Interneuron": 15.0, "Oligodendrocyte": 28.0, "Astrocyte": 13.0, "Endothelial": 9.0,
+        "Microglia": 4.0, "OPC": 3.0,
+    },
+    "SN/VTA": {
+        "Dopaminergic": 32.0, "Interneuron": 14.0, "Oligodendrocyte": 22.0, "Astrocyte": 13.0, "Endothelial": 10.0,
+        "Microglia": 6.0, "OPC": 3.0,
+    },
+    "hippocampal molecular": {
+        "Astrocyte": 30.0, "Oligodendrocyte": 13.0, "Endothelial": 15.0, "Microglia": 9.0, "Interneuron": 18.0,
+        "OPC": 8.0, "CA pyr": 7.0,
+    },
+    "CA": {
+        "CA pyr": 80.0, "Interneuron": 6.0, "Astrocyte": 5.0, "Endothelial": 5.0, "Microglia": 2.0,
+        "Oligodendrocyte": 2.0,
+    },
+    "dentate gyrus": {
+        "DG gran": 85.0, "Interneuron": 4.0, "Astrocyte": 4.0, "Endothelial": 4.0, "Microglia": 2.0, "OPC": 1.0,
+    },
+    "OB glomerular": {
+        "Interneuron": 42.0, "Dopaminergic": 9.0, "Astrocyte": 20.0, "Endothelial": 14.0, "Microglia": 6.0,
+        "Oligodendrocyte": 5.0, "OPC": 4.0,
+    },
+    "OB plexiform": {
+        "Astrocyte": 28.0, "Interneuron": 26.0, "L23 exc": 12.0, "Endothelial": 15.0, "Microglia": 9.0,
+        "OPC": 10.0,
+    },
+    "OB granule": {
+        "Interneuron": 78.0, "Astrocyte": 8.0, "Oligodendrocyte": 6.0, "Endothelial": 5.0, "Microglia": 3.0,
+    },
+    "CB molecular": {
+        "Interneuron": 40.0, "Astrocyte": 22.0, "Endothelial": 18.0, "Microglia": 9.0, "OPC": 6.0,
+        "Oligodendrocyte": 5.0,
+    },
+    "Purkinje layer": {
+        "Purkinje": 70.0, "Astrocyte": 25.0, "Interneuron": 5.0,
+    },
+    "CB granule": {
+        "CB granule": 93.0, "Interneuron": 2.0, "Astrocyte": 2.0, "Endothelial": 2.0, "Oligodendrocyte": 1.0,
+    },
 }  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def photograph(
     shade = _illumination(box, pixel_um)
     images: list[NDArray[Any]] = []
     for stain, (gain, between) in enumerate(zip((staining.dapi, staining.polyt), tissue, strict=True)):
-        plane = _optics(light.sharp[stain], light.soft[stain], pixel_um)[inner]
+        plane = _optics(light.sharp[stain], light.total[stain], pixel_um)[inner]
         plane *= np.float32(NUCLEUS_LEVEL * gain)
         cloud = _cloud(stain, box, pixel_um)
         cloud *= np.float32(_CLOUD[stain])
@@ -94,12 +94,12 @@ def photograph(
     return np.asarray(np.stack(images))
 
 
-def _optics(sharp: Plane, soft: Plane, pixel_um: float) -> Plane:
+def _optics(sharp: Plane, total: Plane, pixel_um: float) -> Plane:
     """Point spread of what is in focus, plus the blurred copy of what is not, plus the halo of both."""
     step = coarse_step(pixel_um)
-    near, far = _coarsen(sharp, step), _coarsen(soft, step)
-    wide = _blur(far, DEFOCUS_UM / (step * pixel_um))
-    wide += np.float32(HALO_SHARE) * _blur(near + far, HALO_UM / (step * pixel_um))
+    near, whole = _coarsen(sharp, step), _coarsen(total, step)
+    wide = _blur(whole - near, DEFOCUS_UM / (step * pixel_um))
+    wide += np.float32(HALO_SHARE) * _blur(whole, HALO_UM / (step * pixel_um))
     plane = _blur(sharp, PSF_UM / pixel_um)
     plane += _refine(wide, step)
     return plane

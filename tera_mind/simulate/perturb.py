@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 
 from tera_mind.errors import FormatError, InputError, MissingFileError
 from tera_mind.simulate import celltypes, keys, regions
-
-if TYPE_CHECKING:
-    from tera_mind.simulate.cells import Cells
+from tera_mind.simulate.cells import Cells
 
 _CHANCE_DRAW = 9
 _LARGEST_SCALE, _LARGEST_CELL = 20.0, 1.6

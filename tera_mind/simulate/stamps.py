@@ -33,13 +33,13 @@ _CHUNK = 1_500_000
 
 @dataclass(frozen=True)
 class Light:
-    """Light of a window's cells, before the optics: DAPI and PolyT, each of cells in and out of focus; (stain, y, x).
+    """Light of a window's cells, before the optics: DAPI and PolyT, what is in focus, and all of it; (stain, y, x).
 
     `labels`: which cell's nucleus lies on top at every pixel (0: none).
     """
 
     sharp: Plane
-    soft: Plane
+    total: Plane
     labels: NDArray[np.uint32]
 
 
@@ -188,13 +188,9 @@ def _add(light: Light, stain: int, stamp: Plane, share: np.float32, y: int, x: i
     if part is None:
         return
     target, source = (stain, *part[:2]), stamp[part[2:]]
-    if share == 1:
-        light.sharp[target] += source
-    elif share == 0:
-        light.soft[target] += source
-    else:
+    light.total[target] += source
+    if share > 0:
         light.sharp[target] += source * share
-        light.soft[target] += source * (1 - share)
 
 
 def _label(labels: NDArray[np.uint32], height: Plane, dome: Plane, cell: int, y: int, x: int) -> None:

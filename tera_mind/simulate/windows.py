@@ -93,7 +93,9 @@ class VirtualBrain:
         window = mapped.atlas_window(
             outer[0] + corner[0], outer[1] + corner[0], outer[2] + corner[1], outer[3] + corner[1]
         )
-        cells = make_cells(s.work, s.anatomy, section, self.z_um[section], window, s.perturbation)
+        cells = make_cells(s.work, s.anatomy, section, self.z_um[section], window)
+        if s.perturbation is not None:
+            cells = s.perturbation.cells(cells, s.key, section)
         y_um, x_um = mapped.to_section(cells.y_um, cells.x_um)
         y_um, x_um = y_um - corner[0], x_um - corner[1]
         if s.misregister:
