@@ -176,7 +176,8 @@ def test_densities_and_make_up_are_as_stated(forebrain) -> None:
         here = cells.region == REGION[name]
         assert cells.passes_qc[here].sum() / area[REGION[name]] == pytest.approx(wanted, rel=0.13), name
         assert here.sum() / area[REGION[name]] == pytest.approx(1.4 * wanted, rel=0.13), name
-    for place, name, wanted in (("layer 2/3", "L23 exc", 0.62), ("layer 6", "L56 exc", 0.61), ("dentate gyrus", "DG gran", 0.85),
+    for place, name, wanted in (("layer 2/3", "L23 exc", 0.62), ("layer 6", "L56 exc", 0.61),
+                                ("dentate gyrus", "DG gran", 0.85),
                                 ("fibre tract", "Oligodendrocyte", 0.69), ("thalamus", "Thal exc", 0.48)):  # fmt: skip
         share = (cells.kind[cells.region == REGION[place]] == TYPE[name]).mean()
         assert share == pytest.approx(wanted, rel=0.12), (place, name)
@@ -233,6 +234,16 @@ def test_marker_transcripts_lie_together_in_the_tissue() -> None:
     area = np.isin(region, [REGION["SN/VTA"]]).mean()
     assert share("Th", "SN/VTA") > 8 * area
     assert share("Nr4a2", "SN/VTA") > 2.5 * area
+    below = rows.take((region == REGION["SN/VTA"]) | (region == REGION["midbrain"]))
+    maps = [
+        np.histogram2d(own.y_um, own.x_um, bins=12)[0].ravel()
+        for own in (below.take(below.gene == brain.genes.index(gene)) for gene in ("Th", "Nr4a2"))
+    ]
+    assert np.corrcoef(maps)[0, 1] > 0.7
+    cells = brain.cells_near(0, brain.canvas, 0.0)
+    thalamus = brain.transcriptome.counts(cells.take(cells.kind == TYPE["Thal exc"]), 0)
+    both = [thalamus[:, brain.genes.index(gene)] > 0 for gene in ("Slc17a6", "Slc17a7")]
+    assert (both[0] & both[1]).mean() > 0.5
     upper = ("layer 2/3", "layer 4", "layer 5", "layer 6")
     assert share("Slc17a7", *upper) > 2 * share("Slc17a6", *upper)
 

@@ -65,7 +65,8 @@ def _write_images(tiles: Tiles, section: int, folder: Path) -> None:
         for plane in range(s.planes):
 
             def image(tiles: Tiles, section: int, box: Box, at: tuple[int, int] = (stain, plane)) -> NDArray[Any]:
-                return np.asarray(tiles.read(section, box, ("images",))["images"][at])
+                # a copy, so that the tile's other planes are let go
+                return tiles.read(section, box, ("images",))["images"][at].copy()
 
             files.append({"stain": name, "z": plane, "file_name": f"mosaic_{name}_z{plane}.tif"})
             path = folder / f"mosaic_{name}_z{plane}.tif"
