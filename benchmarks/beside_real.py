@@ -46,6 +46,24 @@ def simulated(pixel_um: float, side: int, wanted: str) -> np.ndarray:
     return np.stack([to_bytes(image) for image in images])
 
 
+def draw_sections(path: Path, pixel_um: float = 2.0, step: int = 12) -> None:
+    """Eight whole sections of the main brain, DAPI above PolyT, rendered coarsely and averaged over `step` pixels."""
+    brain = VirtualBrain(Settings.of("main", "brain", pixel_um=pixel_um, genes=30, misregister=0.0, bits=8))
+    rows: list[list[np.ndarray]] = [[], [], [], []]
+    for index, section in enumerate((1, 10, 19, 27, 34, 41, 44, 48)):
+        small = np.zeros((2, brain.canvas.height // step, brain.canvas.width // step))
+        for box in brain.canvas.tiles(80 * step, 80 * step):
+            image = brain.window(section, box).images[:, 0]
+            height, width = (side // step for side in image.shape[1:])
+            cut = image[:, : height * step, : width * step].reshape(2, height, step, width, step)
+            top, left = box.y0 // step, box.x0 // step
+            small[:, top : top + height, left : left + width] = cut.mean((2, 4))
+        for stain, white in enumerate((70.0, 110.0)):
+            rows[2 * (index // 4) + stain].append(255 * (np.clip((small[stain] - 8) / (white - 8), 0, 1)) ** 0.7)
+    page = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+    Image.fromarray(page.astype(np.uint8)).save(path, quality=82)
+
+
 def compare(real: Path, pictures: Path | None) -> tuple[list[str], dict[str, float]]:
     """Lines of a table with distances, and the distances; pictures are written where a folder is given."""
     merscope = to_bytes(tifffile.imread(real / "merscope_sample" / "images" / "mosaic_DAPI_z3.tif"))

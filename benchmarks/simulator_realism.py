@@ -304,6 +304,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result["frechet"] = distances
         table += "\n\n" + "\n".join(lines)
     if options.write:
+        from beside_real import draw_sections
+
+        draw_sections(DOCS / "img" / "simulator_sections.jpg")
         page = DOCS / "simulator.md"
         text = page.read_text()
         page.write_text(text[: text.index(START) + len(START)] + "\n" + table + "\n" + text[text.index(END) :])

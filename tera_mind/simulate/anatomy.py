@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from tera_mind.simulate.fields import Field
+from tera_mind.simulate.fields import Field, Weave
 from tera_mind.simulate.regions import INDEX
 from tera_mind.simulate.shapes import (
     BODIES,
@@ -140,10 +140,10 @@ class Anatomy:
 
     def _bundles(self, out: Regions, y: Reals, x: Reals, z: float, inside: NDArray[np.bool_]) -> None:
         """Fibre bundles that run through the striatum from front to back."""
-        field = Field(self.seed, 20, 0.16, 1.5)  # in plan mm, so that they shrink with the brain
+        field = Weave(self.seed, 20, 0.16, 1.5)  # in plan mm, so that they shrink with the brain
         where = np.nonzero(inside)
         value = field.at(y[where], x[where], z)
-        chosen = tuple(axis[value > 0.52] for axis in where)
+        chosen = tuple(axis[value > 0.33] for axis in where)
         out[chosen] = INDEX["fibre tract"]
 
     def _hippocampus(self, out: Regions, y: Reals, x: Reals, z: float, allowed: NDArray[np.bool_]) -> None:

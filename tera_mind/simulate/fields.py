@@ -16,6 +16,8 @@ from tera_mind.simulate.keys import FIELD, uniform, words
 
 Reals = NDArray[np.float64]
 
+_SECOND = 100  # added to a weave's number for its second field
+
 
 def _blend(t: Reals | float) -> Reals | float:
     return t * t * t * (t * (t * 6.0 - 15.0) + 10.0)
@@ -64,6 +66,37 @@ class Field:
         by, bx = np.asarray(_blend(ty)), np.asarray(_blend(tx))
         top, bottom = v00 + bx * (v01 - v00), v10 + bx * (v11 - v10)
         return top + by * (bottom - top), (v00, v01, v10, v11), ty, tx, by, bx
+
+
+@dataclass(frozen=True)
+class Weave:
+    """Mean of two fields whose lattices are turned and shifted against each other, so that no direction stands out.
+
+    A single lattice is flat at its nodes; lines where it is zero tend to follow its axes.
+    """
+
+    seed: int
+    number: int
+    spacing_um: float
+    z_um: float
+
+    def gradient(self, y_um: Reals, x_um: Reals, z_um: float) -> tuple[Reals, Reals, Reals]:
+        """(value, d/dy, d/dx) per um."""
+        first = Field(self.seed, self.number, self.spacing_um, self.z_um)
+        second = Field(self.seed, self.number + _SECOND, self.spacing_um, self.z_um)
+        shift = 0.37 * self.spacing_um
+        value, dy, dx = first.gradient(y_um, x_um, z_um)
+        # turned by the angle of a 3-4-5 triangle
+        turned = second.gradient(0.8 * y_um - 0.6 * x_um + shift, 0.6 * y_um + 0.8 * x_um + shift, z_um)
+        return (
+            0.5 * (value + turned[0]),
+            0.5 * (dy + 0.8 * turned[1] + 0.6 * turned[2]),
+            0.5 * (dx - 0.6 * turned[1] + 0.8 * turned[2]),
+        )
+
+    def at(self, y_um: Reals, x_um: Reals, z_um: float) -> Reals:
+        """Values at positions of the section at `z_um`."""
+        return self.gradient(y_um, x_um, z_um)[0]
 
 
 @lru_cache(maxsize=64)

@@ -56,7 +56,7 @@ def _write_section(writer: BrainWriter, tiles: Tiles, brain: VirtualBrain, index
     s = tiles.settings
     height, width = s.pixels
     keys, means = [], np.zeros(tissue_grid(height, width), np.float32)
-    blanks = outside = 0
+    blanks = 0
     for box in tiles.boxes():
         images = tiles.read(index, box, ("images",))["images"]
         for stain in range(len(STAINS)):
@@ -83,7 +83,7 @@ def _write_section(writer: BrainWriter, tiles: Tiles, brain: VirtualBrain, index
         z_um=brain.z_um[index],
         affine_um_to_px=((pixel, 0.0, 0.0), (0.0, pixel, 0.0)),
         transcripts=len(packed),
-        dropped={"blank codeword": blanks} if blanks + outside else {},
+        dropped={"blank codeword": blanks} if blanks else {},
         source={"format": "simulated", "settings": record_of(s), "misregistered": s.misregister},
     )
 
