@@ -114,7 +114,9 @@ class Settings:
         preset = SIZES[size]
         scale = changes.get("scale") or preset.scale
         values = asdict(preset)
-        values["corner_um"] = preset.corner_um or (CORNER_UM[0] * scale, CORNER_UM[1] * scale)
+        corner = preset.corner_um or (CORNER_UM[0] * preset.scale, CORNER_UM[1] * preset.scale)
+        ratio = scale / preset.scale
+        values["corner_um"] = (corner[0] * ratio, corner[1] * ratio)
         values["first_mm"] = BRAINS[brain].first_mm if preset.first_mm is None else preset.first_mm
         if preset.corner_um is None and scale != preset.scale:
             values["height_um"], values["width_um"] = (scale * side for side in CANVAS_UM)

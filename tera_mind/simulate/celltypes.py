@@ -53,7 +53,7 @@ TYPES = (
 )
 NAMES = tuple(kind.name for kind in TYPES)
 INDEX = {name: number for number, name in enumerate(NAMES)}
-ENDOTHELIAL, VLMC, PURKINJE = INDEX["Endothelial"], INDEX["VLMC"], INDEX["Purkinje"]
+ENDOTHELIAL, VLMC = INDEX["Endothelial"], INDEX["VLMC"]
 
 #: share of every type in every region, in percent; what is missing to 100 is spread over the named ones
 _MAKE_UP: dict[str, dict[str, float]] = {
