@@ -1,7 +1,8 @@
 """What the virtual brain costs: megapixels and transcripts a second on one core, and memory that stays flat.
 
 Windows of whole sections are computed in one process, at the instrument's pixel size and at coarser ones, in tissue and
-outside it. Peak memory is measured in a fresh process for sections of growing size; of the largest, a whole one of
+outside it. Rates are a second of processor time, so that other work on the machine counts little. Peak memory is
+measured in a fresh process for sections of growing size; of the largest, a whole one of
 73,728 x 106,496 px, some windows are computed. There is no rival: nothing public makes such brains.
 
     python benchmarks/simulate.py [--quick]
@@ -59,12 +60,12 @@ def measure(case: str, count: int, largest: int = SIDE) -> dict[str, float]:
     brain.transcripts(25, Box(0, 64, 0, 64))
     pixels, transcripts = [], []
     for section, box in windows(brain, side, count + 1, tissue):
-        begin = time.perf_counter()
+        begin = time.process_time()
         window = brain.window(section, box)
-        middle = time.perf_counter()
+        middle = time.process_time()
         brain.transcripts(section, box)
         pixels.append(side**2 / 1e6 / (middle - begin))
-        transcripts.append(len(window.transcripts) / (time.perf_counter() - middle))
+        transcripts.append(len(window.transcripts) / (time.process_time() - middle))
     rates, reads = np.array(pixels[1:]), np.array(transcripts[1:])
     return {
         "megapixels_s": float(np.median(rates)),

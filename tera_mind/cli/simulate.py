@@ -23,7 +23,7 @@ from tera_mind.simulate.truth import section_name, write_brain_truth
 from tera_mind.simulate.windows import VirtualBrain
 
 #: pixels of a plane (both stains) and transcripts that a core makes in a second, with their files; rounded down
-_PIXELS_A_SECOND, _TRANSCRIPTS_A_SECOND = 1.5e6, 2.5e5
+_PIXELS_A_SECOND, _TRANSCRIPTS_A_SECOND = 2e6, 5e5
 #: labels of every nucleus' pixels are kept up to this canvas
 _LABELLED_PIXELS = 64e6
 _CSV_BYTES, _PACKED_BYTES = 75, 25
