@@ -66,7 +66,7 @@ def _write_images(tiles: Tiles, section: int, folder: Path) -> None:
 
             def image(tiles: Tiles, section: int, box: Box, at: tuple[int, int] = (stain, plane)) -> NDArray[Any]:
                 # a copy, so that the tile's other planes are let go
-                return tiles.read(section, box, ("images",))["images"][at].copy()
+                return np.array(tiles.read(section, box, ("images",))["images"][at])
 
             files.append({"stain": name, "z": plane, "file_name": f"mosaic_{name}_z{plane}.tif"})
             path = folder / f"mosaic_{name}_z{plane}.tif"
