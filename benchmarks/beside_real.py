@@ -61,7 +61,8 @@ def draw_sections(path: Path, pixel_um: float = 2.0, step: int = 12) -> None:
         for stain, white in enumerate((70.0, 110.0)):
             rows[2 * (index // 4) + stain].append(255 * (np.clip((small[stain] - 8) / (white - 8), 0, 1)) ** 0.7)
     page = np.concatenate([np.concatenate(row, axis=1) for row in rows])
-    Image.fromarray(page.astype(np.uint8)).save(path, quality=82)
+    image = Image.fromarray(page.astype(np.uint8))
+    image.resize((1400, 1400 * image.height // image.width)).save(path, quality=78)
 
 
 def compare(real: Path, pictures: Path | None) -> tuple[list[str], dict[str, float]]:
