@@ -63,3 +63,16 @@ def test_a_rival_that_computes_something_else_is_refused(train_step, monkeypatch
     monkeypatch.setattr(train_step, "plain_network", wrong)
     with pytest.raises(SystemExit, match="the two ways differ"):
         train_step.main(["--tiny", "--device", "cpu"])
+
+
+def test_cost_of_the_virtual_brain_is_measured(capsys):
+    spec = importlib.util.spec_from_file_location("simulate_cost", ROOT / "benchmarks" / "simulate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.main(["--tiny"]) == 0
+    *table, last = capsys.readouterr().out.strip().splitlines()
+    result = json.loads(last)
+    assert result["benchmark"] == "simulate"
+    assert result["megapixels_s"] > 0
+    assert result["transcripts_s"] > 0
+    assert len(table) == 2 + len(result["rows"])

@@ -9,8 +9,8 @@ from tiny_training import RECIPE, SHAPE, exit_code, tiny_shards
 from tera_mind.cli import demo
 from tera_mind.errors import InputError, MissingFileError
 from tera_mind.model.checkpoint import load_checkpoint
-from tera_mind.simulate.tissue import Simulation
-from tera_mind.simulate.transcripts import panel
+from tera_mind.simulate.brains import Settings
+from tera_mind.simulate.panel import panel
 
 STAGES = ["ingest", "shards", "fit", "generate", "generate", "generate", "evaluate", "report"]
 
@@ -207,7 +207,7 @@ def test_shipped_weights_fit_the_demo():
     """The demo of simulated tissue starts from them, so they must have its recipe's shape and its panel."""
     info = load_checkpoint(demo.WEIGHTS).info
     settings = yaml.safe_load((RECIPE.parent / "demo.yaml").read_text())
-    assert set(info.genes) == set(panel(Simulation().genes))
+    assert set(info.genes) == set(panel(Settings.of().genes))
     assert info.pixel_um == demo.SIMULATED_PIXEL_UM
     for key, value in {**settings["model"], "patch_px": settings["data"]["patch_px"]}.items():
         if hasattr(info.model, key):

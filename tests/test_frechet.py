@@ -213,10 +213,3 @@ def test_spatial_groups_are_compact_and_equal():
     assert np.mean(groups[:half] == groups[half:]) > 0.85
     assert spatial_groups(boxes[:3], 20).tolist() == [0, 1, 2]
     assert spatial_groups(boxes[:0]).shape == (0,)
-
-
-def test_tiles_of_other_sizes_and_strides():
-    boxes = frechet.tile_boxes(600, 520, 128, 256)
-    assert [(b.y0, b.x0) for b in boxes] == [(y, x) for y in (0, 128, 256) for x in (0, 128, 256)]
-    assert {(b.height, b.width) for b in boxes} == {(256, 256)}
-    assert len(frechet.thin(boxes, 4)) == 4

@@ -13,7 +13,7 @@ from tera_mind.errors import TeraMindError
 
 #: subcommand -> (module in `tera_mind.cli`, one line of help), in the order of the data's way
 COMMANDS = {
-    "simulate": ("simulate", "make simulated tissue in MERSCOPE layout, with its truth"),
+    "simulate": ("simulate", "make a virtual mouse brain, or a piece of one, with its truth"),
     "ingest": ("ingest", "read instrument output (xenium, merscope) into a brain store"),
     "inspect": ("inspect", "say what a brain store, shard folder, volume or checkpoint holds"),
     "shards": ("shards", "cut a brain store into WebDataset training shards"),

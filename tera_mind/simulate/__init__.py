@@ -1,1 +1,1 @@
-"""Simulated tissue with its truth."""
+"""A virtual mouse brain with its truth: any window of any section is a function of (seed, position) alone."""

@@ -1,116 +1,224 @@
-"""What a microscope sees of the cells: DAPI and PolyT, 16 bit, by projection, blur, halo, shading and noise."""
+"""What the microscope makes of light: point spread, halo, out-of-focus blur, illumination, shot noise, 8 or 16 bit.
+
+Filters are finite sums in a fixed order and coarse grids are aligned to the section's pixels, so a pixel has the same
+value in every window that holds it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from tera_mind.simulate.anatomy import Anatomy
-from tera_mind.simulate.cells import TYPES
+from tera_mind.geometry import Box
+from tera_mind.simulate import keys
+from tera_mind.simulate.stamps import Light, Plane
 
-_TEXTURE, _NOISE = 7, 8  # purposes of random keys
-PSF_UM, HALO_UM, HALO_SHARE, DEFOCUS_UM = 0.25, 2.5, 0.25, 1.0
-#: grey levels of a nucleus of brightness 1 and of the background, 16 bit
-NUCLEUS_LEVEL, TISSUE_LEVEL, CAMERA_LEVEL = 6000.0, 900.0, 500.0
-Plane = NDArray[np.float64]
+PSF_UM, HALO_UM, HALO_SHARE, DEFOCUS_UM = 0.25, 2.5, 0.25, 1.4
+#: 16-bit grey levels of a nucleus of brightness 1, of the tissue between cells, and of the camera without light
+NUCLEUS_LEVEL, TISSUE_LEVEL, CAMERA_LEVEL = 6000.0, (820.0, 1900.0), 500.0
+#: shot noise: grey levels an electron; read noise in grey levels
+GAIN, READ_NOISE = 14.0, 40.0
+#: one field of view of the microscope, and how much its middle is brighter and its rim darker
+FIELD_UM, SHADE = 200.0, 0.05
+#: 8-bit images: the camera's level, and grey levels for one of 16 bit, by stain
+BYTE_FLOOR, BYTE_SCALE = 8.0, (0.0168, 0.0148)
+_CLOUD_PX, _CLOUD_UM = (509, 383), 1.5
+_CLOUD = (0.10, 0.12)
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """Images uint16 (y, x) of both stains, and which cell's nucleus each pixel belongs to (0: none)."""
+class Staining:
+    """How a brain took its stains, relative to the usual: light of cells and of the tissue between, and noise."""
 
-    dapi: NDArray[np.uint16]
-    polyt: NDArray[np.uint16]
-    labels: NDArray[np.int32]
-
-
-def _pixels(anatomy: Anatomy, pixel_um: float) -> tuple[int, int]:
-    return round(anatomy.height_um / pixel_um), round(anatomy.width_um / pixel_um)
+    dapi: float = 1.0
+    polyt: float = 1.0
+    tissue: float = 1.0
+    noise: float = 1.0
 
 
-def render(cells: pd.DataFrame, anatomy: Anatomy, section: int, z_um: float, pixel_um: float) -> Rendered:
-    """Images of a section at `pixel_um`; pixel (0, 0) covers [0, pixel_um) um."""
-    height, width = _pixels(anatomy, pixel_um)
-    random = np.random.default_rng([anatomy.seed, _TEXTURE, section])
-    largest_um = max(cells["soma_um"].max() * 1.3, cells["major_um"].max()) if len(cells) else 0.0
-    side = max(512, 2 * int(np.ceil(largest_um / pixel_um)) + 4)  # every cell's window must fit
-    grain = gaussian_filter(random.standard_normal((side, side)), max(0.3, 0.45 / pixel_um), mode="wrap")
-    grain /= grain.std()
-    sharp, soft = np.zeros((2, height, width)), np.zeros((2, height, width))
-    labels, depth = np.zeros((height, width), np.int32), np.zeros((height, width))
-    for cell in cells.to_dict("records"):
-        _draw(cell, sharp if cell["focus"] > 0.2 else soft, labels, depth, grain, pixel_um, random)
-    tissue = _tissue(anatomy, z_um, pixel_um, height, width)
-    cloud = gaussian_filter(random.standard_normal((height, width)), 1.5 / pixel_um)
-    neuropil = 1 + 0.10 * cloud / cloud.std()
-    stains = sharp + gaussian_filter(soft, (0, DEFOCUS_UM / pixel_um, DEFOCUS_UM / pixel_um))
-    images = []
-    for stain, share in ((stains[0], 1.0), (stains[1], 2.2)):
-        plane = gaussian_filter(stain, PSF_UM / pixel_um) + HALO_SHARE * gaussian_filter(stain, HALO_UM / pixel_um)
-        light = NUCLEUS_LEVEL * plane + TISSUE_LEVEL * share * tissue * neuropil
-        images.append(_expose(light, random, anatomy.seed, section))
-    return Rendered(images[0], images[1], labels)
+def coarse_step(pixel_um: float) -> int:
+    """Pixels a side of the grid on which wide blurs are computed: a power of two, at most 0.5 um."""
+    step = 1
+    while 2 * step * pixel_um <= 0.5 and step < 16:
+        step *= 2
+    return step
 
 
-def _tissue(anatomy: Anatomy, z_um: float, pixel_um: float, height: int, width: int) -> Plane:
-    y = (np.arange(height, dtype=np.float64) + 0.5) * pixel_um
-    x = (np.arange(width, dtype=np.float64) + 0.5) * pixel_um
-    inside = anatomy.region(y[:, None], x[None, :], z_um) > 0
-    return gaussian_filter(inside.astype(float), 1.0 / pixel_um)
+def reach_px(pixel_um: float) -> int:
+    """How far outside a window light is needed."""
+    step = coarse_step(pixel_um)
+    wide = step * (_radius(HALO_UM / (step * pixel_um)) + 3)
+    return max(wide, _radius(PSF_UM / pixel_um))
 
 
-def _draw(
-    cell: dict[Hashable, Any],
-    stains: NDArray[np.float64],
-    labels: NDArray[np.int32],
-    depth: Plane,
-    grain: Plane,
+def padded(box: Box, pixel_um: float) -> Box:
+    """The window with what its blurs need around it, its edges on the coarse grid."""
+    step, wide = coarse_step(pixel_um), box.grow(reach_px(pixel_um))
+    return Box(wide.y0 // step * step, -(-wide.y1 // step) * step, wide.x0 // step * step, -(-wide.x1 // step) * step)
+
+
+def photograph(
+    light: Light,
+    box: Box,
+    tissue: tuple[Plane, Plane],
+    *,
     pixel_um: float,
-    random: np.random.Generator,
-) -> None:
-    """Add one cell: nucleus as the projection (dome) of an ellipsoid with chromatin, soma as a wider, flatter dome."""
-    kind, turn = TYPES[cell["kind"]], cell["angle"]
-    y_um, x_um, major, minor, soma = (cell[name] for name in ("y_um", "x_um", "major_um", "minor_um", "soma_um"))
-    reach = int(np.ceil(max(soma * 1.3, major) / pixel_um)) + 1
-    row, column = int(y_um / pixel_um), int(x_um / pixel_um)
-    height, width = labels.shape
-    y0, y1 = max(row - reach, 0), min(row + reach + 1, height)
-    x0, x1 = max(column - reach, 0), min(column + reach + 1, width)
-    if y0 >= y1 or x0 >= x1:
-        return
-    dy = (np.arange(y0, y1) + 0.5)[:, None] * pixel_um - y_um
-    dx = (np.arange(x0, x1) + 0.5)[None, :] * pixel_um - x_um
-    u, v = (dx * np.cos(turn) + dy * np.sin(turn)) / major, (-dx * np.sin(turn) + dy * np.cos(turn)) / minor
-    bend = 0.25 if kind.axis_ratio < 0.5 else 0.0
-    radius2 = u**2 + (v - bend * (u**2 - 0.4) * major / minor * 0.5) ** 2
-    dome = np.sqrt(np.clip(1 - radius2, 0, None))
-    top, left = random.integers(0, len(grain) - (y1 - y0)), random.integers(0, len(grain) - (x1 - x0))
-    chromatin = 1 + kind.texture * grain[top : top + y1 - y0, left : left + x1 - x0]
-    for _ in range(kind.chromocentres):
-        place, at = 0.65 * np.sqrt(random.random()), random.uniform(0, 2 * np.pi)
-        spot = ((u - place * np.cos(at)) * major) ** 2 + ((v - place * np.sin(at)) * minor) ** 2
-        chromatin = chromatin + 0.7 * np.exp(-spot / (2 * 0.45**2))
-    window = (slice(y0, y1), slice(x0, x1))
-    stains[0][window] += cell["dapi"] * dome**0.7 * np.clip(chromatin, 0.2, None)
-    flat = 1 / (1 + np.exp(((dx**2 + dy**2) ** 0.5 - soma) / 0.5))
-    stains[1][window] += 0.8 * cell["polyt"] * flat * (1 - 0.45 * (dome > 0) * dome**0.3)
-    over = (radius2 < 1) & (dome > depth[window])
-    labels[window][over] = cell["cell"]
-    depth[window] = np.maximum(depth[window], dome)
+    staining: Staining,
+    key: tuple[int, int, int],
+    bits: int,
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Images (stain, y, x) of a window from light on `padded(box)` and the tissue's brightness on the window.
+
+    `key`: seed, section and plane, which the noise depends on besides the place. `bits`: 8 or 16.
+    """
+    outer = padded(box, pixel_um)
+    inner = box.shift(-outer.y0, -outer.x0).slices()
+    shade = _illumination(box, pixel_um)
+    images: list[NDArray[Any]] = []
+    for stain, (gain, between) in enumerate(zip((staining.dapi, staining.polyt), tissue, strict=True)):
+        plane = _optics(light.sharp[stain], light.total[stain], pixel_um)[inner]
+        plane *= np.float32(NUCLEUS_LEVEL * gain)
+        cloud = _cloud(stain, box, pixel_um)
+        cloud *= np.float32(_CLOUD[stain])
+        cloud += np.float32(1)
+        cloud *= between
+        cloud *= np.float32(TISSUE_LEVEL[stain] * staining.tissue)
+        plane += cloud
+        plane *= shade
+        images.append(_expose(plane, box, stain, staining.noise, key, bits))
+    return np.asarray(np.stack(images))
 
 
-def _expose(light: Plane, random: np.random.Generator, seed: int, section: int) -> NDArray[np.uint16]:
-    """Uneven illumination (5 %), camera offset, shot noise and read noise: sd about 120 dark, 400 bright."""
-    height, width = light.shape
-    shade = np.random.default_rng([seed, _NOISE, section]).uniform(0, 2 * np.pi, 2)
-    y, x = np.arange(height)[:, None] / height, np.arange(width)[None, :] / width
-    light = light * (1 + 0.05 * np.sin(2 * np.pi * y + shade[0]) * np.sin(2 * np.pi * x + shade[1])) + CAMERA_LEVEL
-    noise = random.standard_normal(light.shape) * np.sqrt(80.0**2 + 20.0 * light)
-    noisy: NDArray[np.uint16] = np.clip(light + noise, 0, 65535).astype(np.uint16)
-    return noisy
+def _optics(sharp: Plane, total: Plane, pixel_um: float) -> Plane:
+    """Point spread of what is in focus, plus the blurred copy of what is not, plus the halo of both."""
+    step = coarse_step(pixel_um)
+    near, whole = _coarsen(sharp, step), _coarsen(total, step)
+    wide = _blur(whole - near, DEFOCUS_UM / (step * pixel_um))
+    wide += np.float32(HALO_SHARE) * _blur(whole, HALO_UM / (step * pixel_um))
+    plane = _blur(sharp, PSF_UM / pixel_um)
+    plane += _refine(wide, step)
+    return plane
+
+
+def _radius(sigma_px: float) -> int:
+    return max(1, int(np.ceil(3.0 * sigma_px)))
+
+
+@cache
+def _weights(sigma_px: float) -> tuple[float, ...]:
+    weights = np.exp(-0.5 * (np.arange(_radius(sigma_px) + 1) / sigma_px) ** 2)
+    return tuple((weights / (weights[0] + 2 * weights[1:].sum())).tolist())
+
+
+def _blur(plane: Plane, sigma_px: float) -> Plane:
+    """Gaussian blur cut at 3 sigma; pixels nearer to the edge than that lack what lies outside."""
+    weights = _weights(sigma_px)
+    for axis in (0, 1):
+        out = plane * np.float32(weights[0])
+        for distance, weight in enumerate(weights[1:], start=1):
+            if distance >= plane.shape[axis]:
+                break
+            low = (slice(None, -distance), slice(None))[:: 1 - 2 * axis]
+            high = (slice(distance, None), slice(None))[:: 1 - 2 * axis]
+            scaled = plane * np.float32(weight)
+            out[low] += scaled[high]
+            out[high] += scaled[low]
+        plane = out
+    return plane
+
+
+def _coarsen(plane: Plane, step: int) -> Plane:
+    while step > 1:
+        plane = plane[::2] + plane[1::2]
+        plane = (plane[:, ::2] + plane[:, 1::2]) * np.float32(0.25)
+        step //= 2
+    return plane
+
+
+def _refine(plane: Plane, step: int) -> Plane:
+    """Back to full size by bilinear interpolation between the centres of coarse pixels."""
+    if step == 1:
+        return plane
+    for axis in (0, 1):
+        position = (np.arange(plane.shape[axis] * step) + 0.5) / step - 0.5
+        plane = _between(plane, position, axis)
+    return plane
+
+
+def _between(plane: Plane, position: NDArray[np.floating[Any]], axis: int) -> Plane:
+    """Linear interpolation along an axis at positions in units of its pixels, clamped at the ends."""
+    first = np.floor(position)
+    share = (position - first).astype(np.float32)
+    low = np.clip(first.astype(np.int64), 0, plane.shape[axis] - 1)
+    high = np.clip(low + 1, 0, plane.shape[axis] - 1)
+    a = plane.take(low, axis=axis)
+    out: Plane = plane.take(high, axis=axis)
+    out -= a
+    out *= share[:, None] if axis == 0 else share[None, :]
+    out += a
+    return out
+
+
+def spread_grid(grid: Plane, first: tuple[int, int], step_um: float, box: Box, pixel_um: float) -> Plane:
+    """A coarse grid of the section (cell k is centred on (k + 0.5) step_um; `first`: the first k) on a window."""
+    for axis, (start, stop) in enumerate(((box.y0, box.y1), (box.x0, box.x1))):
+        position = (np.arange(start, stop) + 0.5) * (pixel_um / step_um) - 0.5 - first[axis]
+        grid = _between(grid, position, axis)
+    return grid
+
+
+@lru_cache(maxsize=16)
+def _cloud_tile(stain: int, size: int, pixel_um: float) -> Plane:
+    noise = np.random.default_rng([1, stain, size]).standard_normal((size, size))
+    smooth = gaussian_filter(noise, max(0.3, _CLOUD_UM / pixel_um), mode="wrap")
+    return np.asarray(smooth / smooth.std() / np.sqrt(len(_CLOUD_PX)), np.float32)
+
+
+def _cloud(stain: int, box: Box, pixel_um: float) -> Plane:
+    """Unevenness of the tissue between cells, unit variance: repeating squares whose sizes have no common period."""
+    total = np.zeros((box.height, box.width), np.float32)
+    for size in _CLOUD_PX:
+        rows, columns = np.arange(box.y0, box.y1) % size, np.arange(box.x0, box.x1) % size
+        total += _cloud_tile(stain, size, pixel_um).take(rows, axis=0).take(columns, axis=1)
+    return total
+
+
+def _illumination(box: Box, pixel_um: float) -> Plane:
+    """Every field of view is a little brighter in its middle."""
+    curves = []
+    for start, stop in ((box.y0, box.y1), (box.x0, box.x1)):
+        place = (np.arange(start, stop) + 0.5) * (pixel_um / FIELD_UM)
+        place = 2.0 * (place - np.floor(place)) - 1.0
+        curves.append((1.0 - place * place).astype(np.float32))
+    out: Plane = curves[0][:, None] * curves[1][None, :]
+    out *= np.float32(2 * SHADE)
+    out += np.float32(1 - SHADE)
+    return out
+
+
+def _expose(
+    light: Plane, box: Box, stain: int, noise: float, key: tuple[int, int, int], bits: int
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Shot noise (Poisson: two terms of its Cornish-Fisher expansion), read noise, the camera's level, rounding."""
+    seed, section, plane = key
+    draw = keys.pixel_normals(seed, section, 2 * plane + stain, box)
+    deviation = light * np.float32(GAIN * noise * noise)
+    deviation += np.float32((READ_NOISE * noise) ** 2)
+    np.sqrt(deviation, out=deviation)
+    deviation *= draw
+    light += deviation
+    draw *= draw
+    draw -= np.float32(1)
+    draw *= np.float32(GAIN * noise * noise / 6)
+    light += draw
+    if bits == 8:
+        light *= np.float32(BYTE_SCALE[stain])
+        light += np.float32(BYTE_FLOOR + 0.5)
+        return np.clip(light, 0, 255).astype(np.uint8)
+    light += np.float32(CAMERA_LEVEL + 0.5)
+    return np.clip(light, 0, 65535).astype(np.uint16)

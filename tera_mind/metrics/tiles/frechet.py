@@ -17,16 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Bool, Float, Float64, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Float64, Int
 
-from tera_mind.geometry import Box
-from tera_mind.metrics.tiles import features as _features
 from tera_mind.metrics.tiles.jackknife import Groups, Jackknife, jackknife
 
-TILE_PX = 128
-STRIDE_PX = 32
-#: most tiles that are used of one image set; more are thinned evenly
-MAX_TILES = 1024
 #: fewest tiles for which the distance is given
 MIN_TILES = 16
 
@@ -142,7 +136,7 @@ def plain_jackknife(
     """The plain distance with its values without each spatial group; without `other`, the sets are paired.
 
     With X the centred rows, tr (C1 C2)^(1/2) is the sum of the singular values of X1 X2^T / ((n1 - 1)(n2 - 1))^(1/2):
-    tiles by tiles instead of features by features, so it is meant for a bounded number of tiles (`MAX_TILES`).
+    tiles by tiles instead of features by features, so it is meant for a bounded number of tiles.
     """
     rows = first.astype(np.float64), second.astype(np.float64)
     products = rows[0] @ rows[1].T
@@ -161,23 +155,6 @@ def plain_jackknife(
     return jackknife(statistic, groups, other)
 
 
-def tile_boxes(height: int, width: int, stride_px: int = STRIDE_PX, tile_px: int = TILE_PX) -> list[Box]:
-    """Overlapping tiles of an image; smaller tiles where the image itself is smaller."""
-    side = min(tile_px, height, width)
-    return [
-        Box(y, y + side, x, x + side)
-        for y in range(0, height - side + 1, stride_px)
-        for x in range(0, width - side + 1, stride_px)
-    ]
-
-
-def thin(boxes: list[Box], limit: int) -> list[Box]:
-    """At most `limit` of the boxes, evenly spread."""
-    if len(boxes) <= limit:
-        return boxes
-    return [boxes[index] for index in np.linspace(0, len(boxes) - 1, limit).round().astype(int)]
-
-
 def components_for(tiles: int) -> int:
     """Leading directions that so many tiles can support: an eighth of their number, 4 to 32."""
     return int(np.clip(tiles // 8, 4, 32))
@@ -188,17 +165,6 @@ def feature_space(real: Features, components: int) -> FeatureSpace:
     origin = real.mean(axis=0, dtype=np.float64)
     # about their mean, so that the covariance keeps its digits; its few leading vectors cost less than all of the SVD's
     return Moments.of(real - origin).space(components)._replace(origin=origin)
-
-
-def tile_features(tiles: UInt8[np.ndarray, "tile h w"]) -> Features:
-    """Features of `EfficientNetLite0` in float64."""
-    return _features.EfficientNetLite0().features(tiles).astype(np.float64)
-
-
-def image_features(image: Shaped[np.ndarray, "y x"], boxes: list[Box]) -> Features:
-    """Features of tiles of one image."""
-    rows = np.array([(box.y0, box.y1, box.x0, box.x1) for box in boxes], np.int64).reshape(-1, 4)
-    return _features.image_features(image, rows, _features.EfficientNetLite0()).astype(np.float64)
 
 
 def frechet_distance(first: Features, second: Float[np.ndarray, "other feature"], space: FeatureSpace) -> float:
