@@ -100,7 +100,7 @@ def test_every_named_figure_is_there_and_known(sides):
     rows = rows_of(sides)
     expected = {
         "nuclei_count", "nuclei_count_r", "nuclei_count_ratio", "nuclei_count_error", "nuclei_count_wasserstein",
-        "nuclei_count_ks", "region_count_r", "nuclei_f1",
+        "nuclei_count_ks", "region_count_r", "nuclei_f1", "nucleus_size_transcripts_r",
     }  # fmt: skip
     for quantity in QUANTITIES:
         expected |= {f"nucleus_{quantity}_{what}" for what in ("median", "ratio", "wasserstein", "ks", "r")}
@@ -113,7 +113,14 @@ def test_every_named_figure_is_there_and_known(sides):
             assert row.low <= row.value <= row.high, name
             assert row.low < row.high, name
     real = rows_of(sides, "real")
-    assert set(real) == {"nuclei_count"} | {f"nucleus_{quantity}_median" for quantity in QUANTITIES}
+    described = {"nuclei_count", "nucleus_size_transcripts_r"}
+    assert set(real) == described | {f"nucleus_{quantity}_median" for quantity in QUANTITIES}
+
+
+def test_size_and_transcripts_agree_with_scipy(sides):
+    table = sides[4]
+    expected = pearsonr(np.log(table.area_um2), np.log1p(table.transcripts)).statistic
+    assert rows_of(sides)["nucleus_size_transcripts_r"].value == pytest.approx(expected)
 
 
 def test_values_are_scipys(sides):

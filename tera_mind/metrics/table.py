@@ -60,6 +60,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "region_count_r": ("", "higher"),
     "nuclei_f1": ("", "higher"),
     **_nucleus_metrics(),
+    "nucleus_size_transcripts_r": ("", "none"),
     "gene_r": ("", "higher"),
     "gene_r_median": ("", "higher"),
     "gene_recovery": ("", "higher"),

@@ -123,6 +123,12 @@ METRICS = {
         "Pearson correlation of blurred grey levels within a patch: bright where the tissue is bright.",
         "Overall brightness and contrast; nuclei may be missing.",
     ),
+    "nucleus_size_transcripts_r": Metric(
+        "Nucleus area and transcripts, r",
+        SHAPES,
+        "Correlation over nuclei of the logarithms of area and transcripts; as in the real tissue is right.",
+        "Transcripts are the measured ones: a nucleus of the right size in the wrong place lowers it.",
+    ),
     "nuclei_count": Metric(
         "Nuclei",
         NUCLEI,

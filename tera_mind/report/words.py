@@ -12,14 +12,23 @@ METHODS = {
     "generated": ("Generated", "painted by the model from the genes of this tissue"),
     "shuffled": (
         "Genes shuffled",
-        "the same model, genes exchanged between patches: what it paints without the right genes",
+        "the same model, genes exchanged between patches: such tissue in the wrong places; only scores of places tell",
     ),
     "zeroed": ("Genes zeroed", "the same model, all genes set to zero: what it paints without any genes"),
-    "mean_image": ("Mean image", "one constant grey level everywhere, the mean of the training tissue"),
-    "ridge": ("Ridge", "linear regression from binned genes to the blurred stain, fitted on the training tissue"),
-    "ensemble_mean": ("Mean of seeds", "the mean of several generated volumes that differ in their noise alone"),
-    "real_neighbour": ("Real neighbour", "the neighbouring measured section at the same place"),
-    "real_vs_real": ("Real vs real", "measured tissue against other measured tissue: the ceiling"),
+    "mean_image": ("Mean image", "one constant grey level, the training tissue's mean: right in brightness, and empty"),
+    "ridge": (
+        "Ridge",
+        "linear regression from binned genes to the blurred stain: it aims at the mean, strong in PSNR, weak in texture",
+    ),
+    "ensemble_mean": (
+        "Mean of seeds",
+        "the mean of volumes that differ in their noise alone: nearer the truth, blurred",
+    ),
+    "real_neighbour": ("Real neighbour", "the neighbouring measured section here: as alike as two sections are"),
+    "real_vs_real": (
+        "Real vs real",
+        "measured tissue of the training region against that shown here: two real pieces are no closer",
+    ),
 }
 
 #: methods that stand beside the competition: the truth and the ceilings never win a row

@@ -252,6 +252,7 @@ def nucleus_rows(
                 apart,
             ),
         }
+    figures["nucleus_size_transcripts_r"] = (_size_and_transcripts(found, *settings), "fewer than two nuclei")
     figures |= _distributions(found, real, windows, windows, draw)
     for name in QUANTITIES if found is not real else ():
         for prefix, squares, by_square in (
@@ -327,6 +328,12 @@ def _ratio(first: Side, second: Side, draw: Draw, factor: float = 1.0) -> Interv
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = a[:rows].sum(axis=1) / b[:rows].sum(axis=1) * factor
     return Interval(n / len(second[0]) * factor, *limits(drawn), n)
+
+
+def _size_and_transcripts(found: Nuclei, resamples: int, seed: int) -> Interval:
+    """Correlation over nuclei of log area and log (1 + transcripts): larger nuclei hold more."""
+    area, transcripts = found.values["area"], found.values["transcripts"]
+    return cell_pearson(np.log(area), np.log1p(transcripts), found.cells, resamples, seed)
 
 
 def _f1(found: Nuclei, real: Nuclei, draw: Draw) -> Interval:

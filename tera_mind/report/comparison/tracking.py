@@ -35,7 +35,8 @@ def log_comparison(comparison: Comparison, drawings: Sequence[Drawing], project:
     """
     wandb = check_wandb()
     shared = {"project": project, "group": out.resolve().name, "job_type": "compare", "dir": out}
-    shared["settings"] = wandb.Settings(quiet=True)
+    # what is logged was measured elsewhere: this machine's console, load and checkout say nothing about it
+    shared["settings"] = wandb.Settings(quiet=True, console="off", x_disable_stats=True, disable_git=True)
     try:
         with wandb.init(name="comparison", **shared) as run:
             run.config.update({"reference": comparison.reference, "tested": how_tested(comparison)})

@@ -24,6 +24,8 @@ PANELS = 4
 SHOWN = ("generated", "shuffled", "ridge")
 #: more groups than this become a line
 MANY_GROUPS = 16
+#: letters of a name under a line: names of sections differ at their ends
+TAIL = 6
 
 #: group -> method -> row
 Groups = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -110,6 +112,7 @@ def _dodged(panel: Axes, theme: Theme, order: Sequence[str], methods: Sequence[s
     panel.tick_params(axis="y", length=0, labelcolor=theme.ink)
     panel.grid(visible=False, axis="y")
     panel.grid(visible=True, axis="x")
+    panel.locator_params(axis="x", nbins=5)
     panel.spines["left"].set_visible(False)
 
 
@@ -123,7 +126,11 @@ def _lines(panel: Axes, theme: Theme, order: Sequence[str], methods: Sequence[st
         panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         panel.plot(x, value, color=colour, linewidth=1.8 if method == "generated" else 1.1)
     step = -(-len(order) // 6)
-    panel.set_xticks(range(0, len(order), step), [_short(group, 9) for group in order[::step]], fontsize=8)
+    panel.set_xticks(
+        range(0, len(order), step),
+        [group if len(group) <= TAIL else f"…{group[-TAIL:]}" for group in order[::step]],
+        fontsize=8,
+    )
     panel.margins(x=0.02)
 
 
