@@ -11,12 +11,13 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from tissue_case import attributes_of, disc_section, make_case, make_tissue, paint
 
 from tera_mind.cli.main import main
 from tera_mind.errors import InputError
-from tera_mind.formats.brain import Transcripts, create_brain
+from tera_mind.formats.brain import Brain, Transcripts, create_brain
 from tera_mind.formats.maps import Map
 from tera_mind.formats.volume import Volume
 from tera_mind.geometry import Box
@@ -204,6 +205,36 @@ def test_regions_give_strata(case, tmp_path):
     wanted = ("left", "psnr", "DAPI", "generated")
     left = next(r for r in found.strata if (r.group, r.metric, r.stain, r.method) == wanted)
     assert left.value == pytest.approx(scores[labelled == 1].mean(), rel=1e-6)
+
+
+def test_truth_of_a_simulated_brain_is_a_region_map(tmp_path):
+    code = main(
+        [
+            "simulate",
+            "--size",
+            "tiny",
+            "--layout",
+            "store",
+            "--workers",
+            "1",
+            "--sections",
+            "2",
+            "--out",
+            str(tmp_path / "b.zarr"),
+        ]
+    )
+    assert code == 0
+    brain = Brain.open(tmp_path / "b.zarr")
+    regions = RegionMap.open(tmp_path / "b.truth", brain)
+    assert regions.names[4] == "layer 2/3"
+    cells = pd.read_parquet(tmp_path / "b.truth" / "section_001" / "cells.parquet")
+    y, x = (cells[name].to_numpy() / brain.pixel_um for name in ("y_um", "x_um"))
+    inside = (y >= 2) & (x >= 2) & (y < brain.canvas.height - 2) & (x < brain.canvas.width - 2)
+    boxes = np.stack([np.ones(len(y)), y, y + 1, x, x + 1], axis=1).astype(np.int64)[inside]
+    boxes[:, 2], boxes[:, 4] = boxes[:, 1] + 1, boxes[:, 3] + 1
+    named = np.array([regions.names[label] for label in regions.at(boxes).tolist()])
+    # a cell of the map is as wide as a nucleus: borders may differ
+    assert (named == cells["region"].to_numpy()[inside]).mean() > 0.9
 
 
 @pytest.mark.parametrize("labels", [np.zeros((3, 4), np.uint8), np.zeros((52, 80)), np.zeros((5, 52, 80), int)])

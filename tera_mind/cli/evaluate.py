@@ -57,7 +57,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="region y0:y1,x0:x1 that was trained on, in pixels or percent (default %(default)s)",
     )
     add("--train-brain", type=Path, help="brain store that was trained on, where it is another one")
-    add("--regions", type=Path, help="region map, .npy or .tif of labels: figures region by region")
+    add(
+        "--regions",
+        type=Path,
+        help="region map (.npy, .tif, or the truth folder of a simulated brain): figures region by region",
+    )
     add("--window-px", type=int, default=128, help="side of the windows in which nuclei are counted (default 128)")
     add("--region-px", type=int, default=1024, help="side of larger such squares, as published (default 1024)")
     add(
