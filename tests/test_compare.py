@@ -339,6 +339,7 @@ def test_formats_dry_run_and_terminal(folders: Path, tmp_path: Path, capsys: pyt
     assert "against Ridge" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_wandb_offline(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[dict[str, Any]] = []
     wandb = pytest.importorskip("wandb")

@@ -13,8 +13,9 @@ def build_parser() -> argparse.ArgumentParser:
         description=(
             "Write one self-contained HTML file that shows real tissue beside generated tissue at several zooms, what "
             "the model gets right and wrong beside its controls, nuclei, texture, genes read back from the picture, "
-            "seams, sections, several seeds, every score with its interval, the loss curve and all settings. It needs no network; every generated picture is marked SYNTHETIC. The figures are "
-            "also written as PNG into figures/ beside it."
+            "seams, sections, several seeds, every score with its interval, the loss curve and all settings. It needs "
+            "no network; every generated picture is marked SYNTHETIC. The figures are also written as PNG into "
+            "figures/ beside it."
         ),
         epilog=(
             "example:\n  tera-mind report --evaluation run/evaluation --brain brain.zarr \\\n"

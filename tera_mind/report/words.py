@@ -18,11 +18,11 @@ METHODS = {
     "mean_image": ("Mean image", "one constant grey level, the training tissue's mean: right in brightness, and empty"),
     "ridge": (
         "Ridge",
-        "linear regression from binned genes to the blurred stain: it aims at the mean, strong in PSNR, weak in texture",
+        "linear regression from binned genes to the blurred stain; aims at the mean: strong in PSNR, without texture",
     ),
     "ensemble_mean": (
         "Mean of seeds",
-        "the mean of volumes that differ in their noise alone: nearer the truth, blurred",
+        "the mean of volumes that differ in their noise alone: less error, and blurred",
     ),
     "real_neighbour": ("Real neighbour", "the neighbouring measured section here: as alike as two sections are"),
     "real_vs_real": (

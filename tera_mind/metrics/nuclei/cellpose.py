@@ -75,7 +75,7 @@ class Cellpose:
     def settings(self) -> dict[str, Any]:
         with self.model.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return {"segmenter": self.name, "model": str(self.model), "sha256": digest, "diameter_um": self.diameter_um}
+        return {"segmenter": self.name, "model": self.model.name, "sha256": digest, "diameter_um": self.diameter_um}
 
     def calibrate(self, images: Iterable[Image]) -> Scale:
         """1st and 99th percentile of the pooled windows; equal ones are set a grey level apart."""
