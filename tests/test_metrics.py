@@ -61,26 +61,12 @@ def test_ssim_refuses_tiny_patches():
 
 def test_interval_covers_like_the_normal_theory():
     values = np.random.default_rng(0).normal(5, 2, 400)
-    found = bootstrap.mean_interval(values, 2000, 0)
+    found = bootstrap.cell_mean(values, np.arange(400), 2000, 0)
     half = 1.96 * values.std(ddof=1) / 20
     assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - half, abs=0.04)
     assert found.high == pytest.approx(values.mean() + half, abs=0.04)
-    assert found == bootstrap.mean_interval(np.append(values, np.nan), 2000, 0)
-
-
-def test_interval_does_not_depend_on_the_block_of_draws(monkeypatch):
-    values = np.random.default_rng(0).normal(size=(50, 2))
-    whole = bootstrap.interval(values, bootstrap.pearson, 300, 7)
-    monkeypatch.setattr(bootstrap, "_DRAWN_AT_ONCE", 50 * 7)
-    assert bootstrap.interval(values, bootstrap.pearson, 300, 7) == pytest.approx(whole)
-    assert whole.value == pytest.approx(stats.pearsonr(*values.T).statistic)
-
-
-def test_uncomputable_figures_are_none():
-    assert bootstrap.mean_interval(np.zeros(0), 10, 0) == (None, None, None, 0)
-    assert bootstrap.interval(np.ones((5, 2)), bootstrap.pearson, 10, 0).value is None
-    assert bootstrap.interval(np.zeros((5, 2)), bootstrap.ratio_of_sums, 10, 0).value is None
+    assert found == bootstrap.cell_mean(np.append(values, np.nan), np.arange(401), 2000, 0)
 
 
 def test_frechet_agrees_with_the_matrix_square_root():

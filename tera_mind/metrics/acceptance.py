@@ -44,7 +44,7 @@ def acceptance(table: list[Row], paired: list[Paired], stains: Sequence[str], st
         lines.append(Criterion(f"frechet {stain} below zeroed", distance, words, passed))
         ratio = None if distance is None or not ceiling else distance / ceiling
         lines.append(_within(f"frechet {stain} by real against real", ratio, "at most 3", 0.0, 3.0))
-        for metric in ("seam_index", "seam_step"):
+        for metric in ("seam_index", "seam_step", "seam_spectrum"):
             real = find_row(table, REAL, metric, stain)
             index = value(metric, stain)
             if real is None or real.low is None or real.high is None:

@@ -44,7 +44,7 @@ class PartialStore:
     def has(self, name: str) -> bool:
         """Whether a unit is done; a file that cannot be read is not."""
         try:
-            with np.load(self.path(name), allow_pickle=False) as file:
+            with self.path(name).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return bool(file.files)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return False
