@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,14 @@ def arguments(case, out, *more):
     return ["evaluate", *given, *sizes, *more]
 
 
+def alive(pid):
+    """Whether a process runs; one that has ended but was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except FileNotFoundError:
+        return False
+
+
 def figures(evaluation):
     return {(r.method, r.metric, r.stain): (r.value, r.low, r.high, r.n) for r in evaluation.table}
 
@@ -124,18 +133,27 @@ def test_every_kind_of_figure_is_there(whole):
 def test_killed_evaluation_goes_on(case, blocks, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tera_mind.cli.main"]
-    process = subprocess.Popen([*command, *arguments(case, out, "--workers", "2")], start_new_session=True)
+    process = subprocess.Popen([*command, *arguments(case, out, "--workers", "2")])
     deadline = time.monotonic() + 120
-    while len(list(out.glob("blocks/*.npz"))) < 2:
+    while len(list(out.glob("blocks/*/*.npz"))) < 2:
         assert process.poll() is None, "ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "metrics.json").exists()
-    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("blocks/*.npz")}
-    torn = min(kept)
-    (out / "blocks" / torn).write_bytes((out / "blocks" / torn).read_bytes()[:1000])
+    # workers of a killed evaluation end with it
+    workers = [int(pid) for pid in children]
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    torn, damaged = sorted(out.glob("blocks/*/*.npz"))[:2]
+    torn.write_bytes(torn.read_bytes()[:1000])
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
     assert main(arguments(case, out, "--workers", "1")) == 0
     assert sorted(p.name for p in out.iterdir()) == ["arrays.npz", "metrics.json"]
     undisturbed = json.loads(json.dumps(blocks.to_json()))
@@ -149,10 +167,10 @@ def test_killed_evaluation_goes_on(case, blocks, tmp_path):
 def test_finished_units_are_not_measured_again(small, tmp_path):
     work = tmp_path / "work"
     evaluate(small.brain, generated(small), SMALL_TRAIN, SETTINGS, work=work)
-    before = {path.name: path.stat().st_mtime_ns for path in work.glob("*.npz")}
+    before = {path.name: path.stat().st_mtime_ns for path in work.glob("*/*.npz")}
     assert before
     evaluate(small.brain, generated(small), SMALL_TRAIN, replace(SETTINGS, bootstrap=10), work=work)
-    assert before == {path.name: path.stat().st_mtime_ns for path in work.glob("*.npz")}
+    assert before == {path.name: path.stat().st_mtime_ns for path in work.glob("*/*.npz")}
 
 
 def test_partial_results_of_another_evaluation_are_removed(tmp_path):
@@ -160,9 +178,22 @@ def test_partial_results_of_another_evaluation_are_removed(tmp_path):
     store.prepare()
     store.write("unit", {"x": np.ones(3)})
     assert PartialStore(tmp_path / "w", {"a": 1}).has("unit")
+    (tmp_path / "w" / "thesis.txt").write_text("not ours")
     other = PartialStore(tmp_path / "w", {"a": 2})
     other.prepare()
     assert not other.has("unit")
+    assert not store.folder.exists()
+    assert (tmp_path / "w" / "thesis.txt").exists()
+    # a straggler of the first evaluation writes where nobody looks
+    store.folder.mkdir()
+    store.write("unit", {"x": np.ones(3)})
+    assert not other.has("unit")
+
+
+def test_windows_may_be_wider_than_regions(small):
+    wide = replace(SETTINGS, window_px=180, region_px=64, block_px=192)
+    found = evaluate(small.brain, generated(small), SMALL_TRAIN, wide)
+    assert found.row("generated", "nuclei_count_error", "DAPI").n == 8
 
 
 def test_reference_may_be_another_brain_with_other_genes(small, tmp_path):

@@ -133,7 +133,9 @@ def run(arguments: Sequence[str]) -> int:
     path = evaluation.write(options.out)
     if ensemble:
         write_uncertainty(evaluation, options.out / "uncertainty.zarr")
-    shutil.rmtree(options.out / "blocks")
+    else:  # one of an earlier evaluation would be taken for this one's
+        shutil.rmtree(options.out / "uncertainty.zarr", ignore_errors=True)
+    shutil.rmtree(options.out / "blocks", ignore_errors=True)
     print(summary(evaluation))
     print(f"metrics: {path}")
     return 0

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command: Command = importlib.import_module(f"tera_mind.cli.{COMMANDS[name][0]}")
         return command.run(arguments[1:])
-    except TeraMindError as error:
+    except (TeraMindError, OSError) as error:  # bad input; a full disk, a folder that may not be written
         print(f"tera-mind {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -136,9 +136,12 @@ def cell_pearson(
 
 def _pearson_of_moments(totals: Float[np.ndarray, "draw 6"]) -> Float[np.ndarray, " draw"]:
     n, x, y, xx, yy, xy = totals.T
-    spread = (n * xx - x * x) * (n * yy - y * y)
+    spreads = n * xx - x * x, n * yy - y * y
+    # what rounding leaves of a resample without any spread is no variance
+    varies = (spreads[0] > 1e-12 * n * xx) & (spreads[1] > 1e-12 * n * yy)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(spread > 0, (n * xy - x * y) / np.sqrt(spread), np.nan)
+        r = (n * xy - x * y) / np.sqrt(spreads[0] * spreads[1])
+    return np.where(varies, np.clip(r, -1, 1), np.nan)
 
 
 def cell_difference(

@@ -45,7 +45,7 @@ def conclude(
     distances, distance_pairs = distance_rows(found, measurer.extractors, controls)
     table += seams + scores.look_rows(found) + distances
     paired += distance_pairs
-    genes, gene_pairs, gene_arrays, probe = recovery_rows(found, measurer.extractors[0])
+    genes, gene_pairs, gene_arrays, probe = recovery_rows(found, measurer.extractors[0], controls)
     table += genes + scores.continuity_rows(found)
     paired += gene_pairs
     members = None

@@ -21,7 +21,8 @@
 `better` is "higher", "lower", "one" (a ratio that should be 1) or "none" (a description); metrics, their units and
 which way is better are listed in `tera_mind.metrics.table.METRICS` and explained in docs/evaluation.md. `low` and
 `high` are the 95 % interval, null where there is none. `difference` is generated against control with the sign turned
-so that positive means that generated is better; `p` is two-sided.
+so that positive means that generated is better; `p` is two-sided: from the same resamples, for distances of tiles from
+the jackknife's Student t.
 
 `arrays.npz`; boxes are int64 rows of brain section, y0, y1, x0, x1 in canvas px:
 
@@ -41,6 +42,7 @@ so that positive means that generated is better; `p` is two-sided.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -287,10 +289,19 @@ def _facts(
         "volume_seed": generated.seed,
         "steps": generated.steps,
         "generation": generated.settings,
-        "frechet": {"features": [e.name for e in settings.extractors()], "most_tiles": settings.tiles},
+        "frechet": {
+            "features": [extractor.name for extractor in settings.extractors()],
+            "most_tiles": settings.tiles,
+            "inception": None if settings.inception is None else _sha256(settings.inception),
+        },
         "nuclei": settings.segmenter(plan.pixel_um).settings(),
         "software": __version__,
     }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _written(volume: Volume) -> int:

@@ -6,9 +6,11 @@ order of the plan: the outcome does not depend on who measured what, or when.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,42 +21,44 @@ from numpy.typing import NDArray
 from tera_mind.formats.atomic import atomic_file
 
 Arrays = Mapping[str, NDArray[Any]]
-SUM = "sum:"
+#: what an evaluation is, beside its units
+_RECORD = "plan.json"
 
 
 class PartialStore:
-    """The folder of unit files; `facts` tell one evaluation from another, and files of another are removed."""
+    """Unit files in a folder of `work` that is named after `facts`, which tell one evaluation from another.
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        self.folder = folder
+    A straggler of another evaluation writes into a folder of its own: its numbers never get into this one.
+    """
+
+    def __init__(self, work: Path, facts: Mapping[str, Any]) -> None:
         self.facts = json.dumps(facts, sort_keys=True, indent=1)
+        self.work = work
+        self.folder = work / hashlib.sha256(self.facts.encode()).hexdigest()[:16]
 
     def prepare(self) -> None:
-        """Keep what this very evaluation left behind, remove what another did."""
-        record = self.folder / "plan.json"
-        if self.folder.exists() and not (record.is_file() and record.read_text(encoding="utf-8") == self.facts):
-            shutil.rmtree(self.folder)
+        """Keep what this very evaluation left behind, remove what others did, and nothing else."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(record) as path:
+        for other in self.work.iterdir():
+            if other != self.folder and (other / _RECORD).is_file():
+                shutil.rmtree(other, ignore_errors=True)
+        with atomic_file(self.folder / _RECORD) as path:
             path.write_text(self.facts, encoding="utf-8")
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.npz"
 
     def has(self, name: str) -> bool:
-        """Whether a unit is done; a file that cannot be read is not."""
+        """Whether a unit is done; a file that is torn or damaged is not."""
         try:
-            with self.path(name).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                return bool(file.files)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            with zipfile.ZipFile(self.path(name)) as archive:
+                return bool(archive.namelist()) and archive.testzip() is None
+        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):
             return False
 
     def write(self, name: str, arrays: Arrays) -> None:
         with atomic_file(self.path(name)) as path, path.open("wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Results:

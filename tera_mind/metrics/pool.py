@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.process
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -53,8 +56,8 @@ def run_units(
             yield job.result()
     except BrokenProcessPool:
         raise TeraMindError(
-            f"one of {workers} worker processes was killed, probably for want of memory: run the same command again "
-            "with fewer --workers; what is finished is kept"
+            f"one of {workers} worker processes was killed or could not start; if it was for want of memory, run the "
+            "same command again with fewer --workers: what is finished is kept"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -64,9 +67,18 @@ def _start(measure: Callable[[Any], dict[str, Any]], store: PartialStore) -> Non
     global _measure, _store
     # an interrupt goes to the parent alone, which ends its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     threadpool_limits(1)
     _measure, _store = measure, store
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent.join()
+    os._exit(1)
 
 
 def _work(name: str, unit: object) -> str:

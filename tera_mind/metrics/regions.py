@@ -88,7 +88,7 @@ def _names(path: Path) -> tuple[dict[int, str], float | None]:
         return {}, None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        names = record.get("names", record)
+        names = record.get("names", {key: name for key, name in record.items() if key != "pixel_um"})
         pixel_um = float(record["pixel_um"]) if "pixel_um" in record else None
         found = {int(label): str(name) for label, name in names.items()}
     except (ValueError, TypeError, AttributeError) as error:

@@ -120,7 +120,7 @@ class Paired:
     difference: float | None
     low: float | None
     high: float | None
-    #: two-sided, from the same resamples
+    #: two-sided, from the same resamples; for distances of tiles, from the jackknife's Student t
     p: float | None
     n: int
     reason: str | None = None

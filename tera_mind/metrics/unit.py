@@ -169,7 +169,8 @@ class _TestUnit(_Unit):
         plan, (_, section, block) = self.plan, self.unit
         brain, at = self.measurer.sources.brain, block.grow(self.measurer.halo_px).intersect(plan.test)
         # windows and regions belong to the block of their corner and may reach far out of it
-        reach = Box(at.y0, max(at.y1, block.y1 + plan.region_px), at.x0, max(at.x1, block.x1 + plan.region_px))
+        far = max(plan.window_px, plan.region_px)
+        reach = Box(at.y0, max(at.y1, block.y1 + far), at.x0, max(at.x1, block.x1 + far))
         origin = reach.intersect(plan.test)
         rows = brain.transcripts(section, origin)
         patches, cells = self._patches(rows, origin)
@@ -271,7 +272,8 @@ class _ReferenceUnit(_Unit):
         plan, (_, section, block) = self.plan, self.unit
         brain = self.measurer.sources.reference.brain
         at = block.grow(self.measurer.halo_px).intersect(plan.ceiling)
-        reach = Box(at.y0, max(at.y1, block.y1 + plan.region_px), at.x0, max(at.x1, block.x1 + plan.region_px))
+        far = max(plan.window_px, plan.region_px)
+        reach = Box(at.y0, max(at.y1, block.y1 + far), at.x0, max(at.x1, block.x1 + far))
         origin = reach.intersect(plan.ceiling)
         rows = brain.transcripts(section, origin)
         image = brain.image(at, [section])[:, 0]

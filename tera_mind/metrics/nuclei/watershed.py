@@ -57,8 +57,8 @@ class NucleusSettings:
     min_area: float = 0.15
 
     def __post_init__(self) -> None:
-        if not self.diameter_um > 0:
-            raise InputError(f"the nucleus diameter must be above 0 um, got {self.diameter_um:g}")
+        if not 0 < self.diameter_um < np.inf:
+            raise InputError(f"the nucleus diameter must be above 0 um and finite, got {self.diameter_um:g}")
 
 
 #: which neighbouring basins are one nucleus: logistic regression on the annotated images of `benchmarks/nuclei.py`

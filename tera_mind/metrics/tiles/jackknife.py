@@ -123,7 +123,7 @@ def difference(first: Jackknife, second: Jackknife) -> Difference:
     value, low, high, n = apart.interval()
     error, freedom = apart.error()
     if value is None or low is None:
-        return Difference(first.value - second.value, None, None, None, n)
+        return Difference(value, None, None, None, n)
     if error == 0:
         return Difference(value, low, high, 1.0 if value == 0 else 0.0, n)
     return Difference(value, low, high, float(2 * stats.t.sf(abs(value) / error, freedom)), n)

@@ -109,9 +109,9 @@ class _Distances:
 
 
 def recovery_rows(
-    found: Measured, extractor: FeatureExtractor
+    found: Measured, extractor: FeatureExtractor, controls: Sequence[str]
 ) -> tuple[list[Row], list[Paired], dict[str, NDArray[Any]], dict[str, Any]]:
-    """Gene recovery: rows, generated against the other methods, r by gene, and what the settings say of the probe."""
+    """Gene recovery: rows, generated against the controls, r by gene, and what the settings say of the probe."""
     methods = [method for method in found.plan.images if method != REAL]
     training = found.reference.array(f"tiles/{extractor.name}")
     tested = len(found.test.array(f"tiles/{extractor.name}"))
@@ -134,7 +134,7 @@ def recovery_rows(
     groups, counts = tile_groups(found, REAL, extractor.name), _counts(found, REAL)
     for method in (REAL, *methods):
         sums[method] = gene_sums(probe, _all_stains(found, extractor, method), counts, groups)
-    return _conclude(found, sums, probe, methods)
+    return _conclude(found, sums, probe, controls)
 
 
 def _probe(found: Measured, extractor: FeatureExtractor, training: Int[np.ndarray, "tile 5"]) -> Probe:
@@ -142,17 +142,16 @@ def _probe(found: Measured, extractor: FeatureExtractor, training: Int[np.ndarra
 
 
 def _conclude(
-    found: Measured, sums: dict[str, GeneSums], probe: Probe, methods: Sequence[str]
+    found: Measured, sums: dict[str, GeneSums], probe: Probe, controls: Sequence[str]
 ) -> tuple[list[Row], list[Paired], dict[str, NDArray[Any]], dict[str, Any]]:
     recovery = gene_recovery(sums, found.draw.resamples, found.draw.seed, REAL)
     why = f"no gene's real tiles are predicted with r of {MIN_R:g} or more"
     rows = [Row.of(method, metric, "", interval, why) for (metric, method), interval in recovery.figures.items()]
     pairs = []
     if recovery.kept.any():
-        for method in methods:
-            if method != GENERATED:
-                apart = recovery.difference("gene_recovery", GENERATED, method)
-                pairs.append(paired_row("gene_recovery", "", method, apart, why))
+        for control in controls:
+            apart = recovery.difference("gene_recovery", GENERATED, control)
+            pairs.append(paired_row("gene_recovery", "", control, apart, why))
     arrays = {f"gene_r/{method}": values for method, values in recovery.r.items()}
     return rows, pairs, arrays, probe.facts() | {"genes_kept": int(recovery.kept.sum())}
 
