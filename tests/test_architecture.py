@@ -18,6 +18,7 @@ FLOORS = {
     "tera_mind": 0,  # the package's own __init__: its version
     "tera_mind.errors": 1,
     "tera_mind.geometry": 2,
+    "tera_mind.processes": 2,
     "tera_mind.formats": 3,
     "tera_mind.noise": 3,
     "tera_mind.model": 3,
@@ -214,7 +215,13 @@ def house(root: Path) -> None:
     """A small house in which every import points down."""
     for part in FLOORS:
         folder = root.joinpath(*part.split("."))
-        if part in {"tera_mind.errors", "tera_mind.geometry", "tera_mind.noise", "tera_mind.module"}:
+        if part in {
+            "tera_mind.errors",
+            "tera_mind.geometry",
+            "tera_mind.processes",
+            "tera_mind.noise",
+            "tera_mind.module",
+        }:
             folder.with_suffix(".py").write_text("")
         else:
             folder.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ def recipe(tmp_path):
     """The demo's recipe with the network of the tests."""
     settings = yaml.safe_load(RECIPE.read_text())
     settings["model"] |= SHAPE
+    settings["trainer"] |= {"val_check_interval": 20}
     settings["data"] |= {"patch_px": 16, "bin_px": 4, "batch_size": 2, "steps_per_epoch": 20}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -193,6 +194,7 @@ def test_a_stage_that_fails_ends_the_demo(tissue, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_whole_demo(recipe, tmp_path, capsys):
     out = tmp_path / "demo"
     command = ["demo", "--out", str(out), "--recipe", str(recipe), "--minutes", "12"]

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tera_mind.cli.main import main
+from tera_mind.errors import FormatError, InputError
 from tera_mind.formats.brain import Brain
 from tera_mind.geometry import Box
 from tera_mind.simulate import celltypes, optics, regions
 from tera_mind.simulate.brains import Settings
+from tera_mind.simulate.cells import LARGEST_CELL_UM
 from tera_mind.simulate.perturb import Change, Perturbation
 from tera_mind.simulate.transcripts import TranscriptRows
 from tera_mind.simulate.windows import VirtualBrain
@@ -179,3 +182,21 @@ def test_killed_run_goes_on_with_what_is_missing(tmp_path) -> None:
     rows = fresh.transcripts(3, box)
     assert brain.transcripts(3, box).count.sum() == (rows.gene < len(fresh.genes)).sum()
     assert [section.z_um for section in brain.sections] == fresh.z_um
+
+
+def test_changes_that_add_up_stay_in_bounds() -> None:
+    thrice = Perturbation.from_json([{"enlarge": 1.6}] * 3)
+    small = Settings.of("main", "demo", perturbation=thrice)
+    whole = VirtualBrain(small).window(0, Box(40, 200, 60, 260))
+    part = VirtualBrain(small).window(0, Box(100, 180, 120, 220))
+    np.testing.assert_array_equal(whole.images[..., 60:140, 60:160], part.images)
+    assert whole.cells.soma_um.max() <= LARGEST_CELL_UM
+    with pytest.raises(InputError, match="together scale"):
+        Perturbation.from_json([{"genes": "*", "scale": 20}] * 2).check(["a", "b"])
+
+
+@pytest.mark.parametrize("text", ["changes: []", "changes:\n- {deplete: 0.5}\nfoo: 3"])
+def test_files_that_would_change_nothing_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(FormatError, match="should hold a list"):
+        Perturbation.read(tmp_path / "p.yaml")

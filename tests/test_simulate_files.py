@@ -221,4 +221,19 @@ def test_dry_run_of_a_whole_brain_says_what_it_costs(tmp_path: Path, capsys: pyt
 def test_store_is_refused_where_something_else_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other").mkdir()
     assert main(["simulate", "--layout", "store", "--out", str(tmp_path / "other"), "--overwrite", *SMALL]) == 2
-    assert "no brain store" in capsys.readouterr().err
+    assert "expected a brain store" in capsys.readouterr().err
+
+
+def test_overwrite_spares_what_was_not_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "own" / "section_A"
+    folder.mkdir(parents=True)
+    (folder / "data").write_text("precious")
+    assert main(["simulate", "--out", str(tmp_path / "own"), "--overwrite", *SMALL]) == 2
+    assert "holds no simulation" in capsys.readouterr().err
+    assert (folder / "data").read_text() == "precious"
+    store = tmp_path / "b.zarr"
+    assert main(["simulate", "--layout", "store", "--out", str(store), *SMALL]) == 0
+    assert main(["simulate", "--layout", "store", "--out", str(store), "--overwrite", *SMALL]) == 0
+    (tmp_path / "b.truth" / "expression.parquet").unlink()
+    assert main(["simulate", "--layout", "store", "--out", str(store), "--overwrite", *SMALL]) == 2
+    assert "no truth of a simulated brain" in capsys.readouterr().err

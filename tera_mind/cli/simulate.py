@@ -17,7 +17,7 @@ from tera_mind.formats.atomic import atomic_file
 from tera_mind.simulate.brains import BRAINS, SIZES, Settings
 from tera_mind.simulate.merscope import um_to_mosaic, write_section
 from tera_mind.simulate.perturb import Perturbation
-from tera_mind.simulate.store import remove_store, truth_folder, write_store
+from tera_mind.simulate.store import check_replaceable, truth_folder, write_store
 from tera_mind.simulate.tiles import Tiles, read_json, record_of
 from tera_mind.simulate.truth import section_name, write_brain_truth
 from tera_mind.simulate.windows import VirtualBrain
@@ -105,9 +105,12 @@ def run(arguments: Sequence[str]) -> int:
         print(f"brain: {options.out}; truth: {truth_folder(options.out)}; next: tera-mind shards {options.out}")
     else:
         _make_folders(tiles, brain, options.out, workers, overwrite=options.overwrite)
-        print(
-            f"tissue: {options.out}; read it with: tera-mind ingest merscope {options.out}/section_* --out brain.zarr"
-        )
+        z_um = ",".join(f"{z:g}" for z in brain.z_um)
+        where = f" --z-um {z_um}" if len(brain.z_um) > 1 else ""
+        print(f"tissue: {options.out}; read it with:")
+        print(f"  tera-mind ingest merscope {options.out}/section_* --out brain.zarr{where}")
+        if settings.misregister > 0:
+            print(f"sections are not registered: {options.out}/truth/sections.csv holds the true registration")
     return 0
 
 
@@ -133,6 +136,8 @@ def _estimate(brain: VirtualBrain, tiles: Tiles, layout: str, workers: int) -> s
     s = brain.settings
     height, width = s.pixels
     tissue_um2 = sum(_tissue_um2(brain, section) for section in _some(s.sections)) / len(_some(s.sections)) * s.sections
+    if tissue_um2 == 0:
+        raise InputError("no section holds tissue: the canvas or --first-mm lies outside the brain")
     transcripts = tissue_um2 * s.density_um2
     pixels = float(s.sections * height * width)
     tiles_all = s.sections * len(tiles.boxes())
@@ -181,22 +186,18 @@ def _make_folders(tiles: Tiles, brain: VirtualBrain, out: Path, workers: int, *,
         tiles.drop(section)
     write_brain_truth(brain, out / "truth", um_to_mosaic(tiles.settings.pixel_um))
     tiles.drop()
-    (out / "unfinished.json").unlink(missing_ok=True)
     with atomic_file(out / "simulation.json") as partial:
         record = {"format": "simulation", "version": 2, **record_of(tiles.settings), "tera_mind": __version__}
         partial.write_text(json.dumps(record, indent=1))
+    (out / "unfinished.json").unlink(missing_ok=True)
 
 
 def _make_store(tiles: Tiles, out: Path, workers: int, *, overwrite: bool) -> None:
     if out.exists():
         if not overwrite:
             raise InputError(f"{out} is already there: give --overwrite or another --out")
-        if not (out / "zarr.json").is_file():
-            raise InputError(f"{out} is no brain store, so it is not replaced: give another --out")
-        remove_store(out)
-    if overwrite:
-        tiles.drop()
-    tiles.claim()
+        check_replaceable(out)
+    tiles.claim(overwrite=overwrite)
     sections = list(range(tiles.settings.sections))
     for _ in track(tiles.run(sections, workers), "simulate", len(tiles.missing(sections))):
         pass
@@ -214,6 +215,8 @@ def _claim(settings: dict[str, Any], out: Path, *, overwrite: bool) -> None:
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise InputError(f"{out} is not empty: give --overwrite or another --out")
+        if not marker.is_file() and not (out / "simulation.json").is_file():
+            raise InputError(f"{out} holds no simulation, so it is not replaced: give another --out")
         for child in out.iterdir():  # only what a simulation writes is removed
             if child.is_dir() and (child.name.startswith("section_") or child.name in {"truth", ".parts"}):
                 shutil.rmtree(child)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.process
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from tera_mind.errors import TeraMindError
 from tera_mind.metrics.partial import PartialStore
+from tera_mind.processes import end_with_parent
 
 Work = TypeVar("Work")
 #: what a worker process measures, set once when it starts
@@ -65,20 +62,10 @@ def run_units(
 
 def _start(measure: Callable[[Any], dict[str, Any]], store: PartialStore) -> None:
     global _measure, _store
-    # an interrupt goes to the parent alone, which ends its workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     threadpool_limits(1)
     _measure, _store = measure, store
-
-
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent.join()
-    os._exit(1)
 
 
 def _work(name: str, unit: object) -> str:

@@ -142,6 +142,8 @@ class Settings:
             )
         if max(self.height_um, self.width_um) > 12_000:
             raise InputError(f"a brain fits on 12,000 um, got {self.height_um:g} x {self.width_um:g} um")
+        if self.seed >= 2**53:
+            raise InputError(f"the seed is below 2^53, got {self.seed}")
         if self.sections < 1 or self.seed < 0 or (self.section_um is not None and self.section_um < SECTION_UM):
             raise InputError(
                 f"sections must be above 0, their distance at least {SECTION_UM:g} um, the seed not negative"

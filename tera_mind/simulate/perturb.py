@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tera_mind.errors import FormatError, InputError, MissingFileError
 from tera_mind.simulate import celltypes, keys, regions
-from tera_mind.simulate.cells import Cells
+from tera_mind.simulate.cells import LARGEST_CELL_UM, Cells
 
 _CHANCE_DRAW = 9
 _LARGEST_SCALE, _LARGEST_CELL = 20.0, 1.6
@@ -77,7 +77,9 @@ class Perturbation:
             record = yaml.safe_load(path.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise FormatError(f"{path} is no YAML: {error}") from None
-        if not isinstance(record, dict) or not isinstance(record.get("changes"), list):
+        if not isinstance(record, dict) or set(record) != {"changes"} or not isinstance(record["changes"], list):
+            raise FormatError(f"{path} should hold a list `changes` and nothing else")
+        if not record["changes"]:
             raise FormatError(f"{path} should hold a list `changes`, each with genes and scale, or deplete, or enlarge")
         return Perturbation.from_json(record["changes"])
 
@@ -112,7 +114,16 @@ class Perturbation:
             if change.deplete > 0:
                 drawn = keys.words(seed, keys.SHAPE, section, cells.cell, np.full_like(cells.cell, index), _CHANCE_DRAW)
                 cells = cells.take(~(meant & (keys.uniform(drawn[0]) < change.deplete)))
-        return cells
+        if all(change.enlarge <= 1 for change in self.changes):
+            return cells
+        # a window sees no farther than the largest cell, however many changes enlarge it
+        shrunk = np.minimum(1.0, LARGEST_CELL_UM / cells.major_um)
+        return replace(
+            cells,
+            major_um=cells.major_um * shrunk,
+            minor_um=cells.minor_um * shrunk,
+            soma_um=np.minimum(cells.soma_um, LARGEST_CELL_UM),
+        )
 
     def gene_factors(
         self, genes: Sequence[str], kind: NDArray[np.int8], region: NDArray[np.int8]
@@ -143,8 +154,15 @@ class Perturbation:
                 yield change
 
     def check(self, genes: Sequence[str]) -> None:
-        """Refuse genes that the panel lacks."""
-        list(self._of_genes(genes))
+        """Refuse genes that the panel lacks, and changes that together multiply a gene too often."""
+        together = np.ones(len(genes))
+        for change in self._of_genes(genes):
+            together[change_columns(change, genes)] *= max(change.scale, 1.0)
+        if together.max(initial=1.0) > _LARGEST_SCALE:
+            gene = genes[int(together.argmax())]
+            raise InputError(
+                f"changes together scale {gene} by {together.max():g}, at most {_LARGEST_SCALE:g}: give smaller scales"
+            )
 
 
 def change_columns(change: Change, genes: Sequence[str]) -> NDArray[np.intp]:

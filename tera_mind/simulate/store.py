@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import tifffile
 
+from tera_mind.errors import InputError
 from tera_mind.formats.atomic import atomic_directory
-from tera_mind.formats.brain import BrainWriter, Section, cell_counts, cell_means
+from tera_mind.formats.brain import Brain, BrainWriter, Section, cell_counts, cell_means
 from tera_mind.formats.tissue import CELL_PX, tissue_grid, tissue_mask
 from tera_mind.formats.transcripts import merge_keys, pack_keys
 from tera_mind.simulate.optics import BYTE_FLOOR, BYTE_SCALE, CAMERA_LEVEL
@@ -38,7 +38,8 @@ def write_store(tiles: Tiles, out: Path, progress: Hook = iter) -> None:
     }
     steps = np.diff(brain.z_um)
     shape = (len(STAINS), s.sections, height, width)
-    with atomic_directory(truth_folder(out)) as truth, atomic_directory(out) as folder:
+    # left in turn, the last first: a store never stands without its truth
+    with atomic_directory(out) as folder, atomic_directory(truth_folder(out)) as truth:
         write_brain_truth(brain, truth, scale)
         writer = BrainWriter(
             folder, genes=brain.genes, stains=STAINS, pixel_um=s.pixel_um, shape=shape,
@@ -88,7 +89,11 @@ def _write_section(writer: BrainWriter, tiles: Tiles, brain: VirtualBrain, index
     )
 
 
-def remove_store(out: Path) -> None:
-    """Remove a store and its truth."""
-    for folder in (out, truth_folder(out)):
-        shutil.rmtree(folder, ignore_errors=True)
+def check_replaceable(out: Path) -> None:
+    """Raise `InputError` unless what lies at `out` and at its truth's place was simulated."""
+    sections = Brain.open(out).sections
+    if not sections or sections[0].source.get("format") != "simulated":
+        raise InputError(f"{out} is no simulated brain, so it is not replaced: give another --out")
+    truth = truth_folder(out)
+    if truth.exists() and not (truth / "expression.parquet").is_file():
+        raise InputError(f"{truth} is no truth of a simulated brain, so it is not replaced: give another --out")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
@@ -22,6 +24,7 @@ from tera_mind.errors import FormatError, InputError
 from tera_mind.formats.atomic import atomic_file
 from tera_mind.formats.ome import SHARD_PX
 from tera_mind.geometry import Box
+from tera_mind.processes import end_with_parent
 from tera_mind.simulate.brains import Settings
 from tera_mind.simulate.cells import Cells
 from tera_mind.simulate.transcripts import TranscriptRows
@@ -50,10 +53,12 @@ class Tiles:
         """Tiles of sections that are not there yet."""
         return [(z, box) for z in sections for box in self.boxes() if not self.path(z, box).is_file()]
 
-    def claim(self) -> None:
-        """Take the folder for these settings. Raises `InputError` where it holds tiles of others."""
+    def claim(self, *, overwrite: bool = False) -> None:
+        """Take the folder for these settings; tiles of others go where they may, else `InputError` is raised."""
         record, own = self.folder / _SETTINGS, {**self.settings.record(), "labels": self.labels}
         own = json.loads(json.dumps(own))
+        if overwrite and record.is_file() and read_json(record) != own:
+            self.drop()
         if record.is_file() and read_json(record) != own:
             raise InputError(f"{self.folder} holds tiles of other settings: give --overwrite, or another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +88,7 @@ class Tiles:
                 yield section, box
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context) as pool:
+        with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=end_with_parent) as pool:
             waiting = {pool.submit(self.compute, *tile): tile for tile in todo}
             try:
                 for future in as_completed(waiting):
@@ -98,8 +103,9 @@ class Tiles:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in names}
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise FormatError(f"tile {path} cannot be read ({error}): remove it and give the command again") from None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            path.unlink(missing_ok=True)
+            raise FormatError(f"tile {path} was damaged ({error}) and is removed: give the command again") from None
 
     def transcripts(self, section: int, box: Box) -> TranscriptRows:
         names = [field.name for field in fields(TranscriptRows)]
