@@ -76,6 +76,11 @@ class SectionSource:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
+def option(default: Any, words: str, metavar: str = "") -> Any:
+    """A reader's setting: a dataclass field that the command line turns into an option with these words of help."""
+    return field(default=default, metadata={"help": words, "metavar": metavar})
+
+
 @runtime_checkable
 class Reader(Protocol):
     """A format: its settings are the fields of a dataclass, its sections come from one folder at a time."""
