@@ -31,7 +31,7 @@ demo: $(RUN_STAMP)  ## set up, then tissue in, report out, in minutes (options: 
 	@$(BIN)/tera-mind demo $(DEMO_ARGS)
 
 test: $(DEV_STAMP)  ## set up, then run the tests, without those marked slow or gpu
-	@$(BIN)/python -m pytest -m "not slow and not gpu" $(TEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not gpu" $(TEST_ARGS)
 
 lint: $(DEV_STAMP)  ## style: ruff check and ruff format --check
 	@$(BIN)/ruff check --quiet .

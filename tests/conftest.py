@@ -9,6 +9,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("WANDB_MODE", "offline")
+# tests are small and run side by side: threads of one process would only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 install_import_hook(["tera_mind", "datamodules", "callbacks"], "beartype.beartype")
 
 

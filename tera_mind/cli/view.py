@@ -86,13 +86,15 @@ def run(arguments: Sequence[str]) -> int:
         print(server.url if options.print_url else f"viewer: {server.url}  (Ctrl-C ends it)", flush=True)
         if not (options.no_browser or options.print_url) and _has_screen():
             webbrowser.open(server.url)
-        before = signal.signal(signal.SIGTERM, _stop)
+        # SIGINT too: a shell that starts a command in the background has it ignored
+        before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             print(file=sys.stderr)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
     return 0
 
 
