@@ -5,18 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tera_mind.errors import FormatError, MissingFileError
+from tera_mind.cli.progress import track
+from tera_mind.errors import FormatError, InputError, MissingFileError
 from tera_mind.formats.brain import Brain
+from tera_mind.formats.maps import Map
 from tera_mind.formats.volume import Volume
 from tera_mind.geometry import Box
+
+if TYPE_CHECKING:  # drawing brings in matplotlib, which takes a second
+    from tera_mind.survey.measure import Survey
 
 _SHOWN = 8
 
@@ -37,12 +43,12 @@ class Description:
 
 
 def describe(path: Path) -> Description:
-    """Describe a brain store, volume, shard folder or checkpoint.
+    """Describe a brain store, volume, map, shard folder or checkpoint.
 
     Raises `MissingFileError` when nothing is there and `FormatError` when it is none of these, or damaged.
     """
     if not path.exists():
-        raise MissingFileError(f"nothing is at {path}; inspect a brain store, volume, shard folder or checkpoint")
+        raise MissingFileError(f"nothing is at {path}; inspect a brain store, volume, map, shard folder or checkpoint")
     if path.is_file() and path.suffix == ".ckpt":
         return _checkpoint(path)
     if (path / "manifest.json").is_file():
@@ -53,7 +59,9 @@ def describe(path: Path) -> Description:
             return _brain(path)
         if kind == "volume":
             return _volume(path)
-    raise FormatError(f"{path} is no brain store, volume, shard folder or checkpoint of tera-mind")
+        if kind == "map":
+            return _map(path)
+    raise FormatError(f"{path} is no brain store, volume, map, shard folder or checkpoint of tera-mind")
 
 
 def _store_kind(path: Path) -> str | None:
@@ -114,6 +122,17 @@ def _volume(path: Path) -> Description:
     return Description(path, "generated volume (synthetic), version 1", lines, own.to_json())
 
 
+def _map(path: Path) -> Description:
+    own = Map.open(path).attributes
+    lines = {
+        "shows": f"{own.name}{f' [{own.unit}]' if own.unit else ''}, {own.low:g}..{own.high:g}",
+        "channels": _some(own.channels),
+        "sections": _some(own.sections),
+        "box": f"{own.box}, one number for {own.step_px} x {own.step_px} px of {own.pixel_um:.4g} um",
+    }
+    return Description(path, "map, version 1", lines, own.to_json())
+
+
 def _shards(path: Path) -> Description:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
@@ -168,20 +187,82 @@ def _lines(record: Mapping[str, Any]) -> dict[str, str]:
     return lines
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Print the summary of one path, or all its facts as JSON."""
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tera-mind inspect",
-        description="Say what a brain store, generated volume, shard folder or checkpoint is and what it holds.",
-        epilog="example: tera-mind inspect brain.zarr --json | jq .sections",
+        description=(
+            "Say what a brain store, generated volume, map, shard folder or checkpoint is and what it holds.\n\n"
+            "A brain store is looked over whole: counts a gene and section, empty sections, saturated images, whether\n"
+            "transcripts lie on the nuclei (cross-correlation), neighbouring sections on each other. What looks wrong\n"
+            "is printed as a warning, and a figure shows all sections."
+        ),
+        epilog=(
+            "examples:\n"
+            "  tera-mind inspect brain.zarr\n"
+            "  tera-mind inspect brain.zarr --figure brain.pdf\n"
+            "  tera-mind inspect brain.zarr --json | jq .survey.warnings"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("path", type=Path, metavar="PATH")
+    parser.add_argument(
+        "--figure", type=Path, metavar="FILE",
+        help="figure of a brain store to write, .png, .pdf or .svg (default: NAME_inspect.png in the current folder)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true", help="only what the attributes say: read no data, draw no figure"
+    )
     parser.add_argument("--json", action="store_true", help="print every fact as JSON instead of a summary")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print the summary of one path, or all its facts as JSON; look a brain store over and draw it."""
+    options = build_parser().parse_args(arguments)
+    figure: Path | None = options.figure
+    if figure is not None and figure.suffix.lower() not in {".png", ".pdf", ".svg"}:
+        raise InputError(f"a figure ends in .png, .pdf or .svg, got {figure}")
     description = describe(options.path)
-    if options.json:
-        facts = {"path": str(description.path), "kind": description.kind} | description.record
-        print(json.dumps(facts, indent=1, default=str))
-    else:
+    looked_over = description.record.get("format") == "brain" and not options.quick
+    if figure is not None and not looked_over:
+        raise InputError(
+            f"--figure draws a brain store{' without --quick' if options.quick else f', {options.path} is none'}"
+        )
+    facts = {"path": str(description.path), "kind": description.kind} | description.record
+    if not options.json:
         print(description.text())
+    if looked_over:
+        survey, figure = _look_over(options.path, figure)
+        facts |= {"survey": survey.to_json(), "figure": str(figure)}
+        if not options.json:
+            _print_survey(survey)
+            print(f"figure: {figure}")
+    if options.json:
+        print(json.dumps(facts, indent=1, default=str))
     return 0
+
+
+def _look_over(path: Path, figure: Path | None) -> tuple[Survey, Path]:
+    from tera_mind.survey.figure import draw_survey
+    from tera_mind.survey.measure import survey_brain
+
+    brain = Brain.open(path)
+    survey = survey_brain(brain, track)
+    figure = figure or Path(f"{path.resolve().stem}_inspect.png")
+    draw_survey(brain, survey, figure)
+    return survey, figure
+
+
+def _print_survey(survey: Survey) -> None:
+    top = survey.top_genes(_SHOWN)
+    totals = survey.gene_counts.sum(axis=0)
+    print("  most seen: " + ", ".join(f"{survey.genes[gene]} {totals[gene]:,}" for gene in top))
+    for section in survey.sections[:_SHOWN]:
+        if section.alignment is not None:
+            print(f"  section {section.name}: {section.alignment.words()}")
+    if len(survey.sections) > _SHOWN:
+        print(f"  ... and {len(survey.sections) - _SHOWN} more sections (--json has all)")
+    for words in survey.warnings:
+        print(f"warning: {words}", file=sys.stderr)
+    if not survey.warnings:
+        print("  nothing to warn of")
