@@ -14,7 +14,7 @@ from tera_mind.errors import TeraMindError
 #: subcommand -> (module in `tera_mind.cli`, one line of help), in the order of the data's way
 COMMANDS = {
     "simulate": ("simulate", "make a virtual mouse brain, or a piece of one, with its truth"),
-    "ingest": ("ingest", "read instrument output (xenium, merscope) into a brain store"),
+    "ingest": ("ingest", "read what instruments write, or your own tables and images, into a brain store"),
     "inspect": ("inspect", "say what a brain store, shard folder, volume or checkpoint holds"),
     "shards": ("shards", "cut a brain store into WebDataset training shards"),
     "fit": ("fit", "train a model from a YAML file"),
@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "compare generated volumes with the real brain, with controls"),
     "compare": ("compare", "put evaluations side by side: tables, paired tests, the paper's figures"),
     "report": ("report", "write report.html from an evaluation"),
+    "export": ("export", "write a brain store or volume as SpatialData, OME-TIFF or OME-Zarr"),
     "view": ("view", "look at real and generated tissue at any zoom, in a browser"),
     "demo": ("demo", "tissue in, report out: the whole way of the data in one command"),
     "verify": ("verify", "check this model against golden files of the published one"),

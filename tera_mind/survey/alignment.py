@@ -130,7 +130,8 @@ def _density(brain: Brain, section: int, box: Box, step: int) -> Float[np.ndarra
 
 def _shrunk(image: NDArray[np.uint8], step: int) -> Float[np.ndarray, "y x"]:
     rows, columns = image.shape[0] // step, image.shape[1] // step
-    return image[: rows * step, : columns * step].reshape(rows, step, columns, step).mean(axis=(1, 3), dtype=np.float64)
+    cells = image[: rows * step, : columns * step].reshape(rows, step, columns, step)
+    return np.asarray(cells.mean(axis=(1, 3), dtype=np.float64), np.float64)
 
 
 def _band_passed(layer: NDArray[np.float64], cell_um: float) -> Float[np.ndarray, "y x"]:
@@ -143,9 +144,10 @@ def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> Flo
     """Sum over pixels of `first` moved by every shift times `second`; no shift at the centre, no wrapping."""
     shape = [fft.next_fast_len(2 * size - 1, real=True) for size in first.shape]
     product = np.conj(fft.rfft2(first, shape)) * fft.rfft2(second, shape)
-    surface = fft.irfft2(product, shape)
+    surface: NDArray[np.float64] = np.asarray(fft.irfft2(product, shape), np.float64)
     rows, columns = first.shape
-    return np.asarray(np.roll(surface, (rows - 1, columns - 1), (0, 1))[: 2 * rows - 1, : 2 * columns - 1], np.float64)
+    centred: NDArray[np.float64] = np.roll(surface, (rows - 1, columns - 1), (0, 1))
+    return centred[: 2 * rows - 1, : 2 * columns - 1]
 
 
 def _peak(surface: NDArray[np.float64], cell_um: float, transcripts: int) -> Alignment:

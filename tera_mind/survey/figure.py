@@ -32,7 +32,8 @@ def draw_survey(brain: Brain, survey: Survey, path: Path) -> None:
     maps = 2 * (row_inches * 0.9 + 0.3)
     figure = Figure(figsize=(INCHES * columns + 0.8, top + maps + 5.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    upper, middle, lower = np.ravel(figure.subfigures(3, 1, height_ratios=[top, maps, 5.2]))
+    parts = np.asarray(figure.subfigures(3, 1, height_ratios=[top, maps, 5.2]), object)
+    upper, middle, lower = parts.ravel()
     total = sum(section.transcripts for section in survey.sections)
     words = f"{len(survey.sections)} sections, {total:,} transcripts of {len(brain.genes)} genes"
     upper.suptitle(f"{brain.path.name}: {words}", fontsize=10)

@@ -1,0 +1,1 @@
+"""Brain stores and generated volumes in the formats that other software opens."""

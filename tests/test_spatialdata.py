@@ -1,0 +1,115 @@
+"""SpatialData stores come in: transformations, channels by name, damage, and what was exported comes back."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_brain import make_brain
+
+from tera_mind.cli.main import main
+from tera_mind.errors import TeraMindError
+from tera_mind.geometry import Box
+from tera_mind.ingest.spatialdata import SpatialDataReader
+
+spatialdata = pytest.importorskip("spatialdata")
+
+#: image pixels and micron points reach the common system by different roads
+IMAGE_TO_GLOBAL = np.array([[2.0, 0.0, 30.0], [0.0, 2.0, -10.0], [0.0, 0.0, 1.0]])
+POINTS_TO_GLOBAL = np.array([[0.0, 8.0, 40.0], [8.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+
+
+def write_store(path, rows=400, dtype=np.uint16):
+    from spatialdata.models import Image2DModel, PointsModel
+    from spatialdata.transformations import Affine
+
+    random = np.random.default_rng(3)
+    image = random.integers(0, 4000, (2, 90, 130)).astype(dtype)
+
+    def affine(matrix):
+        return {"global": Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y"))}
+
+    frame = pd.DataFrame(
+        {
+            "x": random.uniform(0, 15, rows),
+            "y": random.uniform(0, 20, rows),
+            "target": pd.Categorical(random.choice(["Mog", "Vip", "NegControlProbe_1"], rows)),
+            "qv": random.choice([10.0, 30.0], rows),
+        }
+    )
+    store = spatialdata.SpatialData(
+        images={
+            "stack": Image2DModel.parse(
+                image, dims=("c", "y", "x"), c_coords=["PolyT", "DAPI"], transformations=affine(IMAGE_TO_GLOBAL)
+            )
+        },
+        points={
+            "spots": PointsModel.parse(
+                frame, coordinates={"x": "x", "y": "y"}, feature_key="target", transformations=affine(POINTS_TO_GLOBAL)
+            )
+        },
+    )
+    store.write(path)
+    return image, frame
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sd") / "sample.zarr"
+    return (path, *write_store(path))
+
+
+def test_points_and_pixels_meet_through_the_common_system(made):
+    path, image, frame = made
+    (source,) = SpatialDataReader(stains=("dapi", "PolyT")).sections(path, 5.0)
+    assert [stain.name for stain in source.stains] == ["DAPI", "PolyT"]
+    box = Box(10, 60, 20, 100)
+    assert (source.stains[0].plane.read(box) == image[1, 10:60, 20:100]).all()
+    batches = list(source.batches())
+    x = np.concatenate([batch.x_um for batch in batches])
+    good = frame[(frame.qv >= 20) & (frame.target != "NegControlProbe_1")]
+    assert np.sort(x) == pytest.approx(np.sort(good.x))
+    kept = sum(len(batch.gene) for batch in batches)
+    assert kept + sum(sum(batch.dropped.values()) for batch in batches) == len(frame)
+    # by hand: global = (8 y + 40, 8 x); pixel = ((global_x - 30) / 2, (global_y + 10) / 2)
+    pixel = source.stains[0].um_to_px @ np.array([3.0, 7.0, 1.0])
+    assert pixel[:2] == pytest.approx([(8 * 7 + 40 - 30) / 2, (8 * 3 + 10) / 2])
+
+
+def test_an_exported_brain_comes_back(tmp_path, capsys):
+    brain = make_brain(tmp_path / "brain.zarr", shape=(2, 2, 120, 200), rows=500)
+    assert main(["export", str(brain.path), "--to", "spatialdata", "--out", str(tmp_path / "sd.zarr")]) == 0
+    sources = SpatialDataReader().sections(tmp_path / "sd.zarr", 0.0)
+    assert [source.name for source in sources] == ["section_000", "section_001"]
+    for index, source in enumerate(sources):
+        for stain, image in enumerate(source.stains):
+            assert (image.plane.read(brain.canvas) == brain.image(brain.canvas, [index])[stain, 0]).all()
+            assert image.um_to_px == pytest.approx(np.diag([2.5, 2.5, 1.0]))
+        total = sum(len(batch.gene) for batch in source.batches())
+        assert total == brain.sections[index].transcripts
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "words"),
+    [
+        (shutil.rmtree, {}, "nothing is there"),
+        (lambda path: (path / "zarr.json").write_text("{"), {}, "no SpatialData store that can be read"),
+        (lambda path: shutil.rmtree(path / "points"), {}, "no SpatialData store that can be read"),
+        (lambda path: None, {"image": ("other",)}, "has image elements stack, not other"),
+        (lambda path: None, {"system": "aligned"}, "has coordinate systems global, not 'aligned'"),
+        (lambda path: None, {"stains": ("GFP",)}, "has stains PolyT, DAPI"),
+        (lambda path: None, {"gene_column": "gene"}, "lacks columns gene; it has"),
+        (lambda path: None, {"point_um": 0.0}, "positive number of um"),
+        (lambda path: None, {"point_um": 1e5}, "are its units microns?"),
+    ],
+)
+def test_faults_are_one_clear_line(made, tmp_path, change, settings, words):
+    path = shutil.copytree(made[0], tmp_path / "copy.zarr")
+    change(path)
+    with pytest.raises(TeraMindError) as raised:
+        SpatialDataReader(**settings).sections(path, 0.0)
+    assert words in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
