@@ -10,6 +10,11 @@ from __future__ import annotations
 class TeraMindError(Exception):
     """Root of all errors that a user's input, files or settings can cause."""
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What the command line prints: one line, or a line a fault where several were found at once."""
+        return (" ".join(str(self).split()),)
+
 
 class InputError(TeraMindError, ValueError):
     """A value, option or data set that cannot be used as given."""

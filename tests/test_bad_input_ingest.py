@@ -47,8 +47,8 @@ XENIUM = {
     "no transcripts file": (lambda f: (f / "transcripts.parquet").unlink(), "expected transcripts.parquet in"),
     "truncated transcripts": (lambda f: cut(f / "transcripts.parquet"), "no readable Parquet file"),
     "missing columns": (
-        lambda f: edit_table(f / "transcripts.parquet", qv=None, x_location=None),
-        "lacks columns x_location, qv; it has",
+        lambda f: edit_table(f / "transcripts.parquet", y_location=None, x_location=None),
+        "lacks columns x_location, y_location; it has",
     ),
     "no transcripts": (lambda f: edit_table(f / "transcripts.parquet", qv=5.0), "has no transcripts (600 qv below 20)"),
     "no image": (lambda f: (f / "morphology_mip.ome.tif").unlink(), "expected a morphology image in"),
@@ -85,7 +85,9 @@ MERSCOPE = {
     "missing columns": (
         lambda f: edit_table(f / "detected_transcripts.csv", global_z=None, gene=None), "lacks columns global_z, gene",
     ),
-    "words for numbers": (lambda f: edit_table(f / "detected_transcripts.csv", global_x="x"), "is damaged or not CSV"),
+    "words for numbers": (
+        lambda f: edit_table(f / "detected_transcripts.csv", global_x="x"), "is damaged or its columns hold other",
+    ),
     "only blanks": (
         lambda f: edit_table(f / "detected_transcripts.csv", gene="Blank-3"), "has no transcripts (600 blank codeword)",
     ),

@@ -143,6 +143,8 @@ def test_pickle_and_fork(store):
     box = Box(5, 25, 7, 27)
     with multiprocessing.get_context("fork").Pool(1) as pool:
         forked = pool.apply_async(brain.image, (box,)).get(timeout=60)
+        rows = pool.apply_async(brain.transcripts, (1, box)).get(timeout=60)
+    assert table(rows) == table(brain.transcripts(1, box))
     np.testing.assert_array_equal(forked, image[..., 5:25, 7:27])
     again = pickle.loads(pickle.dumps(brain))
     assert again.fingerprint == brain.fingerprint
@@ -244,18 +246,18 @@ def test_opening_refuses_wrong_attributes(store, tmp_path, changes, message):
 
 def test_missing_attribute_array_and_damage(store, tmp_path):
     path = copy(store, tmp_path)
-    shutil.rmtree(path / "transcripts" / "1" / "gene")
-    with pytest.raises(FormatError, match=r"section 1 .* lacks transcripts/gene"):
+    shutil.rmtree(path / "transcripts" / "1" / "rows")
+    with pytest.raises(FormatError, match=r"section 1 .* lacks transcripts/rows"):
         Brain.open(path)
     shutil.rmtree(path / "transcripts")
     shutil.copytree(store[0].path / "transcripts", path / "transcripts")
-    for folder in ("images/0/c/0/1", "transcripts/0/y/c"):
+    for folder in ("images/0/c/0/1", "transcripts/0/rows/c"):
         shard = next(file for file in (path / folder).rglob("*") if file.is_file())
         shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     brain = Brain.open(path)
     with pytest.raises(FormatError, match=r"image data .* damaged"):
         brain.image(brain.canvas)
-    with pytest.raises(FormatError, match=r"transcripts .* damaged"):
+    with pytest.raises(FormatError, match=r"transcripts/0/rows/c/0/0 is damaged"):
         brain.transcripts(0, brain.canvas)
     shutil.rmtree(path / "images")
     with pytest.raises(FormatError, match="expected an image level"):

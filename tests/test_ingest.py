@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from tera_mind.formats.volume import Volume, VolumeAttributes
 from tera_mind.geometry import Box
 from tera_mind.ingest.panel import SectionGenes, common_panel
 from tera_mind.ingest.pipeline import ingest
+from tera_mind.ingest.placing import place
 from tera_mind.ingest.registration import resample
 from tera_mind.ingest.source import SectionSource, StainImage, TranscriptBatch
 from tera_mind.ingest.tiff import TiffPlane
@@ -30,6 +32,14 @@ class ArrayPlane:
 
     def read(self, box: Box) -> np.ndarray:
         return self.array[box.slices()]
+
+
+@dataclass(frozen=True)
+class Batches:
+    batches: tuple[TranscriptBatch, ...]
+
+    def __call__(self):
+        return iter(self.batches)
 
 
 def cli(*arguments: object) -> int:
@@ -108,9 +118,9 @@ def test_fiducials_stay_under_their_transcripts(tmp_path, pixel_um):
             image[int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2] = 4000
         stains.append(StainImage(name, ArrayPlane(image), affine))
     batch = TranscriptBatch(dots_um[:, 0], dots_um[:, 1], np.zeros(4, np.int32), ["A"])
-    source = SectionSource("s", 0.0, tuple(stains), lambda: iter([batch]))
+    source = SectionSource("s", 0.0, tuple(stains), Batches((batch,)))
     ranges = {"DAPI": (0.0, 4000.0), "PolyT": (0.0, 4000.0)}
-    brain = ingest([source], tmp_path / "b.zarr", pixel_um=pixel_um, ranges=ranges)
+    brain = ingest(place([source], pixel_um=pixel_um), tmp_path / "b.zarr", ranges=ranges)
     rows = brain.transcripts(0, brain.canvas)
     assert len(rows) == 4
     (a, _, c), (_, e, f) = brain.sections[0].affine_um_to_px
@@ -181,8 +191,8 @@ def test_xenium_focus_folder_gives_one_stain_a_file(tmp_path):
         tifffile.imwrite(folder / "morphology_focus" / f"{name}.ome.tif", image, tile=(64, 64), metadata=None)
     assert cli("ingest", "xenium", folder, "--out", tmp_path / "b.zarr", "--stains", "18s,DAPI") == 0
     brain = Brain.open(tmp_path / "b.zarr")
-    assert brain.stains == ("18s", "DAPI")
-    assert brain.intensity_range == {"18s": (101.0, 2000.0), "DAPI": (100.0, 1000.0)}
+    assert brain.stains == ("18S", "DAPI")
+    assert brain.intensity_range == {"18S": (101.0, 2000.0), "DAPI": (100.0, 1000.0)}
 
 
 def test_merscope_planes(tmp_path):
@@ -251,9 +261,9 @@ def test_inspect_brain_and_volume(tmp_path, capsys):
     brain = create_brain(
         tmp_path / "b.zarr", image=image, transcripts=[rows], genes=genes, stains=["DAPI"], pixel_um=0.5
     )
-    assert cli("inspect", brain.path) == 0
-    assert "brain store, version 1" in capsys.readouterr().out
-    assert cli("inspect", brain.path, "--json") == 0
+    assert cli("inspect", brain.path, "--quick") == 0
+    assert "brain store, version 2" in capsys.readouterr().out
+    assert cli("inspect", brain.path, "--json", "--quick") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["genes"] == genes
     assert facts["fingerprint"] == brain.fingerprint

@@ -83,6 +83,7 @@ def test_an_exported_brain_comes_back(tmp_path, capsys):
     assert main(["export", str(brain.path), "--to", "spatialdata", "--out", str(tmp_path / "sd.zarr")]) == 0
     sources = SpatialDataReader().sections(tmp_path / "sd.zarr", 0.0)
     assert [source.name for source in sources] == ["section_000", "section_001"]
+    assert [source.z_um for source in sources] == [section.z_um for section in brain.sections]
     for index, source in enumerate(sources):
         for stain, image in enumerate(source.stains):
             assert (image.plane.read(brain.canvas) == brain.image(brain.canvas, [index])[stain, 0]).all()

@@ -3,168 +3,174 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from tera_mind.cli.ingest_options import build_parser, settings_of
 from tera_mind.cli.inspect import describe
 from tera_mind.cli.progress import track
 from tera_mind.errors import InputError
-from tera_mind.formats.brain import Brain
-from tera_mind.ingest.merscope import MerscopeReader
-from tera_mind.ingest.panel import RULES
+from tera_mind.formats.brain import Brain, Section
+from tera_mind.ingest.check import check, read_sections
+from tera_mind.ingest.faults import Faults
+from tera_mind.ingest.harmonise import GeneNames, harmonise, read_symbols
 from tera_mind.ingest.pipeline import ingest
+from tera_mind.ingest.placing import Canvas, place
+from tera_mind.ingest.plan import plan_ingest
 from tera_mind.ingest.registry import READERS
-from tera_mind.ingest.source import SectionSource
-from tera_mind.ingest.xenium import XeniumReader
+from tera_mind.ingest.sections_table import SectionsTable
+from tera_mind.ingest.source import Reader
 
 #: share of transcripts outside the image from which a warning is printed
 _WORTH_A_WARNING = 0.01
+#: pixels of all images from which several processes pay for their start
+_WORTH_A_CLUSTER = 2**28
+_MISPLACED = ("outside the image", "outside the canvas")
+#: reasons for which a row is unusable, rather than left out by a rule
+_UNUSABLE = ("no position", "position beyond 10 m")
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the examples' lines; shows defaults where there is one and the words do not say it already."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, (), [], False) or "(default:" in (action.help or ""):
-            return action.help
-        return super()._get_help_string(action)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
-
-
-def _range(text: str) -> tuple[str, tuple[float, float]]:
-    stain, _, bounds = text.rpartition("=")
-    low, _, high = bounds.partition(":")
-    if not stain or not float(low) < float(high):
-        raise ValueError(text)
-    return stain, (float(low), float(high))
-
-
-def _shared_options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="output folders, one a section")
-    parser.add_argument("--out", type=Path, required=True, metavar="BRAIN.zarr", help="brain store to write")
-    parser.add_argument("--pixel-um", type=float, metavar="UM", help="resample to this pixel size (default: native)")
-    parser.add_argument("--section-um", type=float, default=10.0, metavar="UM", help="distance between sections")
-    parser.add_argument(
-        "--z-um", type=_numbers, metavar="UM,UM,...", help="true positions, one a folder (default: by --section-um)"
+def run(arguments: Sequence[str]) -> int:
+    """Ingest the folders and print what came of it; or, with --check or --dry-run, what would come of it."""
+    options = build_parser().parse_args(arguments)
+    if options.check:
+        return _check(options)
+    canvas = _canvas(options, _table(options))
+    if options.dry_run:
+        _print_plan(canvas, options.out)
+        return 0
+    brain = ingest(
+        canvas,
+        options.out,
+        genes=options.genes,
+        ranges=dict(options.range),
+        max_outside=options.max_outside,
+        workers=_workers(options.workers, canvas),
+        scheduler=options.scheduler,
+        overwrite=options.overwrite,
+        progress=track,
+        say=lambda line: print(line, file=sys.stderr),
     )
-    parser.add_argument("--stains", type=_names, default=(), metavar="A,B", help="stains to take (default: all)")
-    parser.add_argument(
-        "--range", type=_range, action="append", default=[], metavar="STAIN=LOW:HIGH",
-        help="raw intensities that become 0 and 255 (default: measured: background and 99.9th percentile of tissue)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--genes", choices=RULES, default="same",
-        help="what to do when panels differ: refuse, keep the shared genes, or keep all and count absent ones as zero",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-outside", type=float, default=0.5, metavar="SHARE",
-        help="refuse a section when more of its transcripts lie outside its image",
-    )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
-    return parser
+    print(describe(brain.path).text())
+    for line in [*canvas.notes, *_warnings(brain, options.genes)]:
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"next: tera-mind shards {brain.path}")
+    return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tera-mind ingest",
-        description=(
-            "Read what an instrument wrote - images and transcripts - into one brain store:\n"
-            "images as 8-bit OME-Zarr, transcripts by tile, both on one canvas.\n"
-            "Every FOLDER is a section; give them in order. The store appears whole or not at all."
-        ),
-        epilog=(
-            "examples:\n"
-            "  tera-mind ingest xenium outs/ --out brain.zarr --pixel-um 0.425\n"
-            "  tera-mind ingest merscope region_0 region_1 --out brain.zarr --z-um 0,200 --stains DAPI,PolyT\n\n"
-            "`tera-mind ingest xenium --help` explains the options of a format."
-        ),
-        formatter_class=_Help,
-    )
-    formats = parser.add_subparsers(dest="format", required=True, metavar="{" + ",".join(READERS) + "}")
-    shared = _shared_options()
-    xenium = formats.add_parser(
-        "xenium",
-        parents=[shared],
-        formatter_class=_Help,
-        help="10x Xenium output (experiment.xenium, transcripts.parquet, a morphology image)",
-        description="10x Xenium: needs experiment.xenium, transcripts.parquet and one morphology image a folder.",
-        epilog="example:\n  tera-mind ingest xenium outs/ --out brain.zarr --pixel-um 0.425",
-    )
-    xenium.add_argument(
-        "--min-qv", type=float, default=XeniumReader.min_qv, metavar="Q", help="drop transcripts of lower quality"
-    )
-    merscope = formats.add_parser(
-        "merscope",
-        parents=[shared],
-        formatter_class=_Help,
-        help="Vizgen MERSCOPE region folders (detected_transcripts.csv, images/mosaic_*)",
-        description=(
-            "Vizgen MERSCOPE: needs detected_transcripts.csv, images/mosaic_STAIN_zK.tif and\n"
-            "images/micron_to_mosaic_pixel_transform.csv in every region folder."
-        ),
-        epilog="example:\n  tera-mind ingest merscope region_0 --out brain.zarr --planes 3 --stains DAPI,PolyT",
-    )
-    merscope.add_argument(
-        "--planes", default=MerscopeReader.planes, metavar="max|each|K|K,K",
-        help="max: project all z planes; K: that plane with the transcripts of all; each or K,K: every plane a section",
-    )  # fmt: skip
-    merscope.add_argument(
-        "--plane-um", type=float, default=MerscopeReader.plane_um, metavar="UM", help="distance between z planes"
-    )
-    merscope.add_argument(
-        "--transcripts", default=MerscopeReader.transcripts, metavar="PATH", help="transcript table in the folder"
-    )
-    merscope.add_argument("--images", default=MerscopeReader.images, metavar="PATH", help="image folder in the folder")
-    return parser
+def _reader(options: argparse.Namespace) -> Reader:
+    return READERS[options.format](**settings_of(options))
 
 
-def _sources(options: argparse.Namespace) -> list[SectionSource]:
+def _table(options: argparse.Namespace) -> SectionsTable | None:
+    if options.sections is None:
+        return None
+    if options.z_um is not None:
+        raise InputError("--sections and --z-um both say where the sections lie; leave --z-um out")
+    return SectionsTable.read(options.sections)
+
+
+def _canvas(options: argparse.Namespace, table: SectionsTable | None) -> Canvas:
+    """Read the folders' headers and put their sections onto the canvas."""
     folders: list[Path] = options.folders
     positions = options.z_um or tuple(index * options.section_um for index in range(len(folders)))
     if len(positions) != len(folders):
         raise InputError(f"--z-um needs one position a folder: {len(folders)} folders, {len(positions)} positions")
-    reader_type = READERS[options.format]
-    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(reader_type)}  # type: ignore[arg-type]
-    reader = reader_type(**settings)
-    return [source for folder, z_um in zip(folders, positions, strict=True) for source in reader.sections(folder, z_um)]
+    symbols = {} if options.gene_names is None else read_symbols(options.gene_names)
+    sources = read_sections(_reader(options), folders, positions)
+    return place(
+        harmonise(sources, GeneNames(symbols, drop=tuple(options.drop_genes))),
+        pixel_um=options.pixel_um,
+        canvas_um=options.canvas_um,
+        canvas_px=options.canvas_px,
+        table=table,
+        missing=options.missing,
+    )
 
 
-def _warn_outside(brain: Brain) -> None:
+def _workers(wanted: int | None, canvas: Canvas) -> int:
+    """As many processes as are asked for; else one a core, for what is large enough."""
+    if wanted is not None:
+        if wanted < 1:
+            raise InputError(f"--workers must be at least 1, got {wanted}")
+        return wanted
+    height, width = canvas.shape
+    pixels = height * width * sum(len(placed.source.stains) for placed in canvas.sections)
+    return len(os.sched_getaffinity(0)) if pixels >= _WORTH_A_CLUSTER else 1
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Print every fault of the folders, the table and how they fit; 1 when there is one."""
+    faults, table = Faults(), None
+    with faults.catching(options.sections or Path()):
+        table = _table(options)
+    report = check(_reader(options), options.folders, progress=track)
+    if not len(faults) and not report.faults:
+        with faults.catching(options.sections or options.folders[0]):
+            canvas = _canvas(options, table)
+            height, width = canvas.shape
+            print(f"canvas of {height} x {width} px of {canvas.pixel_um:.4g} um, {len(canvas.sections)} sections")
+            for note in canvas.notes:
+                print(f"note: {note}")
+    report = replace(report, faults=(*faults, *report.faults))
+    print(report.text())
+    return 1 if report.faults else 0
+
+
+def _print_plan(canvas: Canvas, out: Path) -> None:
+    plan = plan_ingest(canvas, out)
+    height, width = canvas.shape
+    print(f"{out}: {len(plan.sections)} sections of {height} x {width} px at {canvas.pixel_um:.4g} um")
+    print(f"stains: {', '.join(plan.stains)}")
+    for section in plan.sections:
+        state = "empty" if section.missing else "read already" if section.read else "to be read"
+        print(f"  {section.name}  z {section.z_um:g} um  about {section.transcripts:,} transcripts  {state}")
+    print(f"about {plan.transcripts:,} transcripts in all")
+    print(f"space: up to {plan.bytes_needed / 1e9:.3g} GB needed, {plan.bytes_free / 1e9:.3g} GB free")
+    for note in canvas.notes:
+        print(f"note: {note}")
+    print("dry run: nothing was written")
+
+
+def _warnings(brain: Brain, rule: str) -> list[str]:
+    """What the user should know of the sections, counted."""
+    lines = []
     for section in brain.sections:
         outside = section.dropped.get("outside the image", 0)
-        share = outside / (outside + section.transcripts)
-        if share > _WORTH_A_WARNING:
-            print(
-                f"warning: {share:.0%} of the transcripts of section {section.name} lie outside its image and were "
-                "dropped; do image and transcripts belong together?",
-                file=sys.stderr,
+        total = section.transcripts + sum(section.dropped.get(reason, 0) for reason in _MISPLACED)
+        if outside > _WORTH_A_WARNING * total:
+            lines.append(
+                f"{outside / total:.0%} of the transcripts of section {section.name} lie outside its image and were "
+                "dropped; do image and transcripts belong together?"
             )
+        cut = section.dropped.get("outside the canvas", 0)
+        if cut:
+            lines.append(f"{cut:,} transcripts of section {section.name} lie beyond the canvas and were cut off")
+        lines += [f"section {section.name}: {notice}" for notice in section.source.get("notices", [])]
+        if rule != "same":
+            lines += _other_panel(section, rule)
+    return lines + _unusable(brain.sections)
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Ingest the folders and print what came of it."""
-    options = build_parser().parse_args(arguments)
-    brain = ingest(
-        _sources(options),
-        options.out,
-        pixel_um=options.pixel_um,
-        genes=options.genes,
-        ranges=dict(options.range),
-        max_outside=options.max_outside,
-        overwrite=options.overwrite,
-        progress=track,
-    )
-    print(describe(brain.path).text())
-    _warn_outside(brain)
-    print(f"next: tera-mind shards {brain.path}")
-    return 0
+def _other_panel(section: Section, rule: str) -> list[str]:
+    """What a panel of its own costs a section."""
+    lost, absent = section.dropped.get("gene not in the panel", 0), section.source.get("genes_absent", 0)
+    if rule == "shared":
+        return [f"section {section.name}: {lost:,} transcripts of genes that not all sections have"] if lost else []
+    return [f"section {section.name} has no transcript of {absent:,} of the brain's genes"] if absent else []
+
+
+def _unusable(sections: Sequence[Section]) -> list[str]:
+    """Rows that no transcript could be made of: a line a reason, with the place of the first."""
+    lines = []
+    for reason in _UNUSABLE:
+        having = [section for section in sections if section.dropped.get(reason)]
+        if having:
+            first = having[0]
+            rows = first.source.get("dropped_rows", {}).get(reason)
+            where = f", first in {first.name}" + (f" rows {rows[0]}-{rows[1]}" if rows else "")
+            lines.append(f"{sum(s.dropped[reason] for s in having):,} rows left out: {reason}{where}")
+    return lines

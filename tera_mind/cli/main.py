@@ -15,6 +15,7 @@ from tera_mind.errors import TeraMindError
 COMMANDS = {
     "simulate": ("simulate", "make a virtual mouse brain, or a piece of one, with its truth"),
     "ingest": ("ingest", "read what instruments write, or your own tables and images, into a brain store"),
+    "sections": ("sections", "turn ABBA's registration into the sections.csv that ingest takes"),
     "inspect": ("inspect", "say what a brain store, shard folder, volume or checkpoint holds"),
     "shards": ("shards", "cut a brain store into WebDataset training shards"),
     "fit": ("fit", "train a model from a YAML file"),
@@ -69,7 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command: Command = importlib.import_module(f"tera_mind.cli.{COMMANDS[name][0]}")
         return command.run(arguments[1:])
-    except (TeraMindError, OSError) as error:  # bad input; a full disk, a folder that may not be written
+    except TeraMindError as error:
+        for line in error.lines:
+            print(f"tera-mind {name}: error: {line}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
         print(f"tera-mind {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

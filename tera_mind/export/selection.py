@@ -73,6 +73,13 @@ class Selection:
         steps = np.abs(np.diff([self.source.sections[number].z_um for number in self.sections]))
         return float(np.median(steps)) if steps.any() else 10.0
 
+    @property
+    def z_um(self) -> tuple[float, ...]:
+        """Where the sections lie; a volume knows only their spacing."""
+        if isinstance(self.source, Brain):
+            return tuple(self.source.sections[number].z_um for number in self.sections)
+        return tuple(number * self.section_um for number in self.sections)
+
     def image(self, number: int, box: Box) -> NDArray[np.uint8]:
         """Stains of a section in a box inside the selection's: (stain, y, x)."""
         return np.asarray(self.source.image(box, [number])[:, 0], np.uint8)

@@ -65,6 +65,7 @@ def _facts(selection: Selection) -> dict[str, Any]:
             "pixel_um": selection.pixel_um,
             "unit": "micrometer",
             "sections": list(selection.sections),
+            "z_um": dict(zip(selection.names, selection.z_um, strict=True)),
         }
     }
 

@@ -22,11 +22,19 @@ def fsync_path(path: Path) -> None:
         os.close(handle)
 
 
+def fsync_tree(folder: Path) -> None:
+    """Make all files below a folder, and the folders' entries, durable."""
+    for inner, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            fsync_path(Path(inner) / name)
+        fsync_path(Path(inner))
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it replaces `path`, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
+    sweep(path)
     partial = _beside(path, "partial")
     try:
         yield partial
@@ -45,26 +53,31 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     rename fails, and at the next writing where the process died between the two.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    partial, old = _beside(path, "partial"), _beside(path, "old")
+    sweep(path)
+    partial = _beside(path, "partial")
     partial.mkdir()
     try:
         yield partial
-        for folder, _, files in os.walk(partial, topdown=False):
-            for name in files:
-                fsync_path(Path(folder) / name)
-            fsync_path(Path(folder))
+        fsync_tree(partial)
+        put_in_place(partial, path)
+    finally:
+        _remove(partial)
+
+
+def put_in_place(folder: Path, path: Path) -> None:
+    """Rename a durable folder of the same file system to `path`; what is there is put aside first, then removed."""
+    old = _beside(path, "old")
+    try:
         if path.exists():
             path.replace(old)
         try:
-            partial.replace(path)
+            folder.replace(path)
         except BaseException:
             if old.exists():
                 old.replace(path)
             raise
         fsync_path(path.parent)
     finally:
-        _remove(partial)
         if path.exists():
             _remove(old)
 
@@ -80,7 +93,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Remove what dead processes left of writing `path`, and give back an old folder that one had put aside."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"(partial|old)-(\d+)")
     for left in sorted(path.parent.iterdir()):

@@ -1,8 +1,10 @@
 """The brain store: one zarr v3 group a brain, images as OME-Zarr, transcripts by tile, facts in the attributes.
 
-Version 1. `images/` (stain, section, y, x) uint8 with pyramid; `transcripts/<section>/` (see
-`tera_mind.formats.transcripts`); `tissue/` uint8 (section, cells of 64 px); the attribute `tera_mind` holds genes,
-stains, pixel size, true section positions, the affine from microns, intensity ranges and provenance.
+Version 2. `images/` (stain, section, y, x) uint8 with pyramid; `transcripts/<section>/` (see
+`tera_mind.formats.transcripts`); `tissue/` uint8 (section, cells of 64 px); `checksums/` uint8 (section, stain, row,
+column, 32), SHA-256 of every window of `shard_windows`, zeros for one that is all zero and so not stored; the attribute
+`tera_mind` holds genes, stains, pixel size, true section positions, the affine from microns, intensity ranges and
+provenance. Version 1, still read, had no checksums and an array a column of transcripts.
 Pixel i covers [i, i + 1): a position in pixels is rounded down.
 """
 
@@ -10,8 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -20,66 +21,33 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from tera_mind import __version__
-from tera_mind.errors import FormatError, InputError, MissingFileError
+from tera_mind.errors import FormatError, InputError
 from tera_mind.formats.atomic import atomic_directory
-from tera_mind.formats.ome import (
-    DAMAGE,
-    ZarrArray,
-    build_pyramid,
-    create_multiscale,
-    open_level,
-    read_window,
-    shard_windows,
-)
-from tera_mind.formats.tissue import CELL_PX, tissue_grid, tissue_mask
-from tera_mind.formats.transcripts import (
-    COLUMNS,
-    MAX_GENES,
-    SectionTranscripts,
-    Transcripts,
-    bin_transcripts,
-    key_tile_counts,
-    merge_keys,
-    pack_keys,
-    tile_grid,
-    write_section,
-)
+from tera_mind.formats.attributes import Affine, Section, read_attributes
+from tera_mind.formats.brain_writer import VERSION, BrainWriter, cell_counts, cell_means
+from tera_mind.formats.checksums import Checksums, section_sha256
+from tera_mind.formats.ome import DAMAGE, ZarrArray, open_level, read_window, shard_windows
+from tera_mind.formats.sections import ARRAYS, SectionTranscripts
+from tera_mind.formats.tissue import tissue_grid, tissue_mask
+from tera_mind.formats.transcripts import Transcripts, add_bins, bin_transcripts, empty_bins, merge_keys, pack_keys
 from tera_mind.geometry import Box
 
-__all__ = ["Brain", "BrainWriter", "Section", "Transcripts", "bin_transcripts", "create_brain", "gene_bins"]
+__all__ = [
+    "Affine",
+    "Brain",
+    "BrainWriter",
+    "Section",
+    "Transcripts",
+    "bin_transcripts",
+    "cell_counts",
+    "cell_means",
+    "create_brain",
+    "gene_bins",
+    "read_attributes",
+]
 
-VERSION = 1
+_OLDEST_VERSION = 1
 _KEYS = ("genes", "stains", "pixel_um", "sections", "intensity_range")
-
-#: (a, b, c), (d, e, f): x_px = a x_um + b y_um + c, y_px = d x_um + e y_um + f
-Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section of a brain: its true position, its map from microns to canvas pixels, where it came from."""
-
-    name: str
-    z_um: float
-    affine_um_to_px: Affine
-    transcripts: int
-    dropped: dict[str, int] = field(default_factory=dict)
-    source: dict[str, Any] = field(default_factory=dict)
-    sha256: str = ""
-
-    @staticmethod
-    def from_json(record: Mapping[str, Any]) -> Section:
-        (a, b, c), (d, e, f) = record["affine_um_to_px"]
-        return Section(
-            name=str(record["name"]),
-            z_um=float(record["z_um"]),
-            affine_um_to_px=((float(a), float(b), float(c)), (float(d), float(e), float(f))),
-            transcripts=int(record["transcripts"]),
-            dropped=dict(record.get("dropped", {})),
-            source=dict(record.get("source", {})),
-            sha256=str(record.get("sha256", "")),
-        )
 
 
 class Brain:
@@ -95,13 +63,16 @@ class Brain:
         self.intensity_range: dict[str, tuple[float, float]] = {
             stain: (float(low), float(high)) for stain, (low, high) in attributes["intensity_range"].items()
         }
+        self.version = int(attributes["version"])
         self._sections: dict[int, SectionTranscripts] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Brain:
         """Open and validate a store. Raises `MissingFileError` or `FormatError` (damaged, or of an unknown version)."""
         path = Path(path)
-        attributes = read_attributes(path, "brain", VERSION, _KEYS, "make one with `tera-mind ingest`")
+        attributes = read_attributes(
+            path, "brain", VERSION, _KEYS, "make one with `tera-mind ingest`", oldest=_OLDEST_VERSION
+        )
         try:
             brain = cls(path, attributes)
         except (KeyError, TypeError, ValueError) as error:
@@ -116,11 +87,12 @@ class Brain:
         if len(set(self.genes)) != len(self.genes):
             raise FormatError(f"{self.path} names a gene twice; ingest the brain again")
         for index in range(len(self.sections)):
-            missing = [n for n in ("indptr", *COLUMNS) if not (self._folder(index) / n / "zarr.json").is_file()]
+            missing = [n for n in ARRAYS[self.version] if not (self._folder(index) / n / "zarr.json").is_file()]
             if missing:
                 raise FormatError(
                     f"section {index} of {self.path} lacks transcripts/{', '.join(missing)}; ingest again"
                 )
+        _ = self._checksums  # says where they are missing
         cells = (len(self.sections), *tissue_grid(*self.shape[2:]))
         if self._tissue.shape != cells:
             raise FormatError(f"tissue mask of {self.path} should be {cells}, is {self._tissue.shape}; ingest again")
@@ -145,6 +117,10 @@ class Brain:
         except DAMAGE as error:
             raise FormatError(f"tissue mask of {self.path} cannot be read ({error}); ingest the brain again") from None
 
+    @cached_property
+    def _checksums(self) -> Checksums | None:
+        return None if self.version == 1 else Checksums(self.path, self.shape)
+
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(stain, section, height, width)."""
@@ -161,15 +137,20 @@ class Brain:
             [s.name, s.z_um, [list(row) for row in s.affine_um_to_px], s.transcripts, s.sha256] for s in self.sections
         ]
         ranges = {stain: list(bounds) for stain, bounds in self.intensity_range.items()}
-        facts = [VERSION, self.genes, self.stains, self.pixel_um, list(self.shape), sections, ranges]
+        facts = [self.version, self.genes, self.stains, self.pixel_um, list(self.shape), sections, ranges]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def image(self, box: Box, sections: Sequence[int] | None = None, fill: int = 0) -> NDArray[np.uint8]:
         """Stains of a box that may leave the canvas: (stain, section, y, x) uint8, `fill` where there is nothing.
 
         `sections` (default: all) may hold numbers below 0 or beyond the last section; those are `fill` throughout.
+        Raises `FormatError` where a file is damaged or lost.
         """
-        return read_window(self._images, box, range(self.shape[1]) if sections is None else sections, fill)
+        sections = range(self.shape[1]) if sections is None else sections
+        inside = box.intersect(self.canvas)
+        if self._checksums is not None and not inside.is_empty:
+            self._checksums.require_files([z for z in sections if 0 <= z < self.shape[1]], inside)
+        return read_window(self._images, box, sections, fill)
 
     def overview(self, level: int) -> NDArray[np.uint8]:
         """A whole pyramid level, (stain, section, y, x); every level halves y and x."""
@@ -180,37 +161,40 @@ class Brain:
         """Transcripts of a box that may leave the canvas; none for a section that does not exist."""
         if not 0 <= section < len(self.sections):
             return Transcripts.empty()
+        return self._transcripts(section).window(box)
+
+    def _transcripts(self, section: int) -> SectionTranscripts:
         if section not in self._sections:
             total = self.sections[section].transcripts
-            self._sections[section] = SectionTranscripts(self._folder(section), self.canvas, total)
-        return self._sections[section].window(box)
+            self._sections[section] = SectionTranscripts(self._folder(section), self.canvas, total, self.version)
+        return self._sections[section]
 
     def tissue(self, section: int) -> NDArray[np.bool_]:
         """Tissue in cells of 64 px: bool (ceil(height / 64), ceil(width / 64))."""
         return np.asarray(self._tissue[section], bool)
 
+    def verify(self, progress: Callable[[Sequence[int]], Iterable[int]] = iter) -> None:
+        """Read the whole store and compare it with its checksums; `progress` wraps the sections.
 
-def read_attributes(path: Path, kind: str, version: int, keys: Sequence[str], remedy: str) -> dict[str, Any]:
-    """The `tera_mind` attributes of a zarr store of the given format; errors say what else the path is."""
-    if not path.exists():
-        raise MissingFileError(f"expected a {kind} store at {path}, nothing is there; {remedy}")
-    try:
-        attributes = dict(zarr.open_group(path, mode="r").attrs).get("tera_mind")
-    except DAMAGE as error:
-        raise FormatError(f"expected a {kind} store at {path}, it is no readable zarr group ({error})") from None
-    if not isinstance(attributes, dict) or attributes.get("format") != kind:
-        found = attributes.get("format") if isinstance(attributes, dict) else None
-        what = f"it is a {found} store" if found else "it was not written by tera-mind"
-        raise FormatError(f"expected a {kind} store at {path}, {what}; {remedy}")
-    if attributes.get("version") != version:
-        raise FormatError(
-            f"{path} has {kind} format of unknown version {attributes.get('version')!r}, "
-            f"tera-mind {__version__} reads version {version}; update tera-mind or write the store again"
-        )
-    missing = [key for key in keys if key not in attributes]
-    if missing:
-        raise FormatError(f"attributes of {path} lack {', '.join(missing)}; write the store again")
-    return cast("dict[str, Any]", attributes)
+        Raises `FormatError` that names the first section and file that is damaged, and `InputError` for a store of
+        version 1, which has no checksums. The tissue mask has none either and is only read.
+        """
+        if self._checksums is None:
+            raise InputError(
+                f"{self.path} is of version 1, which has no checksums; ingest the brain again to have them"
+            )
+        for index in progress(range(len(self.sections))):
+            try:
+                self._checksums.verify(index)
+                rows = self._transcripts(index).verify()
+                self.tissue(index)
+            except DAMAGE as error:
+                raise FormatError(f"section {index} ({self.sections[index].name}): {error}") from None
+            if section_sha256(self._checksums.section(index), rows) != self.sections[index].sha256:
+                raise FormatError(
+                    f"section {index} ({self.sections[index].name}) of {self.path} is not as its SHA-256 says: its "
+                    "checksums or attributes were changed; ingest the brain again"
+                )
 
 
 def gene_bins(
@@ -218,90 +202,21 @@ def gene_bins(
 ) -> NDArray[np.float32]:
     """Binned counts of a box: float32 (gene, section, height / bin_px, width / bin_px).
 
-    `genes_index` picks and orders genes of the brain (default: all). Sections that do not exist are empty.
+    `genes_index` picks and orders genes of the brain (default: all), each at most once; those of index -1 are zero.
+    Sections that do not exist are empty. Memory is that of the result: keep boxes small where genes are many.
     """
-    layers = [
-        bin_transcripts(brain.transcripts(section, box), (box.height, box.width), bin_px, len(brain.genes))
-        for section in sections
-    ]
-    counts = np.stack(layers, axis=1)
-    return counts if genes_index is None else counts[genes_index]
-
-
-class BrainWriter:
-    """Writes a brain piece by piece into the empty folder that `atomic_directory` yields; `finish` makes it a store."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        genes: Sequence[str],
-        stains: Sequence[str],
-        pixel_um: float,
-        shape: tuple[int, int, int, int],
-        section_um: float = 10.0,
-    ) -> None:
-        if not 0 < len(genes) <= MAX_GENES:
-            raise InputError(f"a panel has 1 to {MAX_GENES} genes, got {len(genes)}")
-        for what, names in (("gene", genes), ("stain", stains)):
-            if len(set(names)) != len(names):
-                raise InputError(
-                    f"every {what} needs its own name, got {[n for n in names if list(names).count(n) > 1]}"
-                )
-        if min(shape) < 1:
-            raise InputError(
-                f"a brain needs at least one stain, section and pixel, got (stain, section, y, x) = {shape}"
-            )
-        self._folder, self._shape = folder, shape
-        self._genes, self._stains, self._pixel_um = list(genes), list(stains), pixel_um
-        self._group = zarr.create_group(folder, zarr_format=3)
-        self._group.create_group("transcripts")
-        self._images = create_multiscale(
-            folder / "images", shape, name="images", stains=stains, pixel_um=pixel_um, section_um=section_um
-        )
-        cells = (shape[1], *tissue_grid(*shape[2:]))
-        self._tissue = self._group.create_array("tissue", shape=cells, dtype="uint8", chunks=(1, *cells[1:]))
-        self._digests = [hashlib.sha256() for _ in range(shape[1])]
-
-    @property
-    def tile_columns(self) -> int:
-        """Columns of 256 px tiles, as `pack_keys` wants them."""
-        return tile_grid(*self._shape[2:])[1]
-
-    def write_image(self, stain: int, section: int, box: Box, window: NDArray[np.uint8]) -> None:
-        """Write one of the windows of `shard_windows(shape)`, (y, x) uint8."""
-        self._images[(stain, section, *box.slices())] = window
-        self._digests[section].update(f"{stain}:{box}".encode())
-        self._digests[section].update(np.ascontiguousarray(window).data)
-
-    def write_transcripts(self, section: int, keys: NDArray[np.uint64], counts: NDArray[np.uint16]) -> None:
-        """Write the sorted, distinct keys of a section (from `merge_keys`) and their counts."""
-        rows, columns = tile_grid(*self._shape[2:])
-        write_section(self._folder / "transcripts" / str(section), keys, counts, rows * columns)
-        self._digests[section].update(keys.data)
-        self._digests[section].update(counts.data)
-
-    def write_tissue(self, section: int, mask: NDArray[np.bool_]) -> None:
-        """Write the tissue mask of a section, cells of 64 px."""
-        self._tissue[section] = mask.astype(np.uint8)
-
-    def finish(self, sections: Sequence[Section], intensity_range: Mapping[str, tuple[float, float]]) -> None:
-        """Build the image pyramid and write the attributes; from here on the folder is a brain store."""
-        build_pyramid(self._folder / "images")
-        records = [
-            asdict(section) | {"sha256": digest.hexdigest()}
-            for section, digest in zip(sections, self._digests, strict=True)
-        ]
-        self._group.attrs["tera_mind"] = {
-            "format": "brain",
-            "version": VERSION,
-            "genes": self._genes,
-            "stains": self._stains,
-            "pixel_um": self._pixel_um,
-            "sections": records,
-            "intensity_range": {stain: list(bounds) for stain, bounds in intensity_range.items()},
-            "software": {"tera_mind": __version__, "zarr": zarr.__version__},
-        }
+    new_gene = None
+    if genes_index is not None:
+        there = np.flatnonzero(genes_index >= 0)
+        new_gene = np.full(len(brain.genes), -1, np.int64)
+        new_gene[genes_index[there]] = there
+        if (new_gene >= 0).sum() < len(there):
+            raise InputError("a gene was asked for twice, expected each once")
+    genes = len(brain.genes) if genes_index is None else len(genes_index)
+    counts = empty_bins(genes, len(sections), (box.height, box.width), bin_px)
+    for layer, section in enumerate(sections):
+        add_bins(counts, layer, brain.transcripts(section, box), bin_px, new_gene)
+    return counts
 
 
 def create_brain(
@@ -336,18 +251,24 @@ def create_brain(
     affine: Affine = ((1 / pixel_um, 0.0, 0.0), (0.0, 1 / pixel_um, 0.0))
     shape = cast("tuple[int, int, int, int]", image.shape)
     with atomic_directory(path) as folder:
-        writer = BrainWriter(folder, genes=genes, stains=stains, pixel_um=pixel_um, shape=shape)
+        writer = BrainWriter.create(folder, genes=genes, stains=stains, pixel_um=pixel_um, shape=shape)
         sections = []
         for index, rows in enumerate(transcripts):
             _check_rows(rows, (height, width), len(genes), index)
             keys = pack_keys(rows.y.astype(np.int64), rows.x.astype(np.int64), rows.gene, writer.tile_columns)
-            writer.write_transcripts(index, *merge_keys(keys, rows.count.astype(np.int64)))
-            for stain in range(len(stains)):
-                for box in shard_windows(shape):
-                    writer.write_image(stain, index, box, image[(stain, index, *box.slices())])
+            digest = writer.write_transcripts(index, *merge_keys(keys, rows.count.astype(np.int64)))
+            digests = {
+                (stain, box): writer.write_image(stain, index, box, image[(stain, index, *box.slices())])
+                for stain in range(len(stains))
+                for box in shard_windows(shape)
+            }
             mask = tissue_mask(cell_counts(keys, (height, width)), cell_means(image[0, index]))
             writer.write_tissue(index, mask if tissue is None else tissue[index])
-            sections.append(Section(names[index], float(positions[index]), affine, int(rows.count.sum())))
+            for stain in range(len(stains)):
+                writer.build_section_pyramid(stain, index)
+            sha256 = writer.seal_section(index, digests, digest)
+            total = int(rows.count.sum())
+            sections.append(Section(names[index], float(positions[index]), affine, total, sha256=sha256))
         writer.finish(sections, dict.fromkeys(stains, (0.0, 255.0)))
     return Brain.open(path)
 
@@ -361,18 +282,3 @@ def _check_rows(rows: Transcripts, shape_px: tuple[int, int], genes: int, sectio
                 f"transcripts of section {section} have {name} in {column.min()}..{column.max()}, "
                 f"expected 0..{limit - 1}"
             )
-
-
-def cell_counts(keys: NDArray[np.uint64], shape_px: tuple[int, int]) -> NDArray[np.int64]:
-    """Keys in every 64 px cell of a canvas (rows, columns)."""
-    rows, columns = tissue_grid(*shape_px)
-    return key_tile_counts(keys, tile_grid(*shape_px), CELL_PX)[:rows, :columns]
-
-
-def cell_means(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Mean of every 64 px cell of an image (y, x); cells at the far edges average what they hold."""
-    edges_y, edges_x = (np.arange(0, size, CELL_PX) for size in image.shape)
-    totals = np.add.reduceat(np.add.reduceat(image.astype(np.float32), edges_y, axis=0), edges_x, axis=1)
-    heights = np.diff(edges_y, append=image.shape[0])
-    widths = np.diff(edges_x, append=image.shape[1])
-    return np.asarray(totals / np.outer(heights, widths), np.float32)

@@ -105,6 +105,12 @@ def shard_windows(shape: tuple[int, ...]) -> Iterator[Box]:
     return Box(0, height, 0, width).tiles(_shard_px(height), _shard_px(width))
 
 
+def window_grid(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of the windows of `shard_windows`."""
+    height, width = shape[-2:]
+    return -(-height // _shard_px(height)), -(-width // _shard_px(width))
+
+
 def open_level(folder: Path, level: int = 0, mode: Literal["r", "r+"] = "r") -> ZarrArray:
     """Open one pyramid level. Raises `FormatError` when it is missing or no 4-D uint8."""
     try:
@@ -133,16 +139,22 @@ def mean_pool(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def build_pyramid(folder: Path) -> None:
     """Fill levels 1, 2, ... from level 0, a shard at a time."""
+    stains, sections = open_level(folder).shape[:2]
+    for stain in range(stains):
+        for section in range(sections):
+            build_plane_pyramid(folder, stain, section)
+
+
+def build_plane_pyramid(folder: Path, stain: int, section: int) -> None:
+    """Fill levels 1, 2, ... of one stain and section from its level 0, a shard at a time."""
     for level in range(1, pyramid_levels(folder)):
         fine, coarse = open_level(folder, level - 1), open_level(folder, level, "r+")
-        stains, sections, height, width = fine.shape
+        height, width = fine.shape[2:]
         for box in shard_windows(coarse.shape):
             source = Box(2 * box.y0, min(2 * box.y1, height), 2 * box.x0, min(2 * box.x1, width))
-            for stain in range(stains):
-                for section in range(sections):
-                    window = cast("NDArray[np.uint8]", fine[(stain, section, *source.slices())])
-                    if window.any():  # empty chunks are not stored
-                        coarse[(stain, section, *box.slices())] = mean_pool(window)
+            window = cast("NDArray[np.uint8]", fine[(stain, section, *source.slices())])
+            if window.any():  # empty chunks are not stored
+                coarse[(stain, section, *box.slices())] = mean_pool(window)
 
 
 def read_window(array: ZarrArray, box: Box, sections: Iterable[int], fill: int) -> NDArray[np.uint8]:

@@ -1,30 +1,31 @@
-"""Transcripts of a section, grouped by tiles of 256 px, so that a window costs what the window holds.
+"""Transcripts of a section, grouped by tiles of 256 px: the table in memory, and writing it.
 
-On disk: `indptr` int64 (tiles + 1, row-major tiles), and one entry a distinct (pixel, gene) in `y`, `x` uint8 (inside
-the tile), `gene` uint16 and `count` uint16. In memory, while a section is being sorted, an entry is one uint64 key:
-tile, y, x and gene from the high bits to the low.
+On disk (`tera_mind.formats.sections` reads it): `indptr` int64 (tiles + 1, row-major tiles) says where a tile's rows
+start; `rows` (see `tera_mind.formats.columns`) holds one row a distinct (pixel, gene), sorted by tile, y, x and gene.
+Its columns are the position in the tile, y * 256 + x, the gene and the count.
+While a section is being sorted, a row is one uint64 key: tile, y, x and gene from the high bits to the low.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from tera_mind.errors import FormatError, InputError
-from tera_mind.formats.ome import DAMAGE, ZarrArray
-from tera_mind.geometry import Box
+from tera_mind.errors import InputError
+from tera_mind.formats.atomic import fsync_tree
+from tera_mind.formats.columns import ColumnsWriter
 
 TILE_PX = 256
 MAX_GENES = 2**16
-COLUMNS = {"y": np.uint8, "x": np.uint8, "gene": np.uint16, "count": np.uint16}
-_CHUNK_ROWS = 2**14
-_SHARD_ROWS = 2**20
+#: of `rows`
+COLUMNS = ("position", "gene", "count")
 _GENE_MASK = np.uint64(MAX_GENES - 1)
 
 
@@ -57,13 +58,37 @@ def bin_transcripts(
 
     Raises `InputError` when the window (height, width) is not a whole number of bins.
     """
+    counts = empty_bins(genes, 1, shape_px, bin_px)
+    add_bins(counts, 0, transcripts, bin_px)
+    return counts[:, 0]
+
+
+def empty_bins(genes: int, sections: int, shape_px: tuple[int, int], bin_px: int) -> NDArray[np.float32]:
+    """Zeros for the counts of a window (height, width): float32 (gene, section, bins down, bins across)."""
     height, width = shape_px
     if bin_px < 1 or height % bin_px or width % bin_px:
         raise InputError(f"a window of {height} x {width} px is no whole number of bins of {bin_px} px")
-    counts = np.zeros((genes, height // bin_px, width // bin_px), np.float32)
-    index = (transcripts.gene, transcripts.y // bin_px, transcripts.x // bin_px)
-    np.add.at(counts, index, transcripts.count.astype(np.float32))
-    return counts
+    return np.zeros((genes, sections, height // bin_px, width // bin_px), np.float32)
+
+
+def add_bins(
+    counts: NDArray[np.float32],
+    section: int,
+    transcripts: Transcripts,
+    bin_px: int,
+    new_gene: NDArray[np.int64] | None = None,
+) -> None:
+    """Add transcripts to the counts (gene, section, bins down, bins across) of a section, in place.
+
+    Gene g becomes `new_gene[g]`, or is left out where that is negative.
+    """
+    gene = transcripts.gene.astype(np.int64) if new_gene is None else new_gene[transcripts.gene]
+    kept = np.flatnonzero(gene >= 0)
+    _, sections, rows, columns = counts.shape
+    row, column = transcripts.y[kept] // bin_px, transcripts.x[kept] // bin_px
+    # one flat index: numpy adds that way twenty times faster than by an index an axis
+    flat = ((gene[kept] * sections + section) * rows + row) * columns + column
+    np.add.at(counts.reshape(-1), flat, transcripts.count[kept].astype(np.float32))
 
 
 def tile_grid(height_px: int, width_px: int) -> tuple[int, int]:
@@ -110,7 +135,7 @@ def merge_keys(
     Raises `InputError` when one pixel holds more than 65,535 transcripts of a gene.
     """
     if counts is None:
-        keys = np.sort(keys)
+        keys = np.sort(keys, kind="stable")  # merges stretches that are sorted already, as those of a spool are
     else:
         order = np.argsort(keys, kind="stable")
         keys, counts = keys[order], counts[order]
@@ -126,80 +151,69 @@ def merge_keys(
     return keys[first], totals.astype(np.uint16)
 
 
-def write_section(folder: Path, keys: NDArray[np.uint64], counts: NDArray[np.uint16], tiles: int) -> None:
-    """Write the sorted, distinct keys of one section as `indptr`, `y`, `x`, `gene`, `count`."""
-    group = zarr.create_group(folder, zarr_format=3)
-    edges = np.arange(tiles + 1, dtype=np.uint64) << np.uint64(32)
-    columns: dict[str, NDArray[Any]] = {
-        "indptr": np.searchsorted(keys, edges).astype(np.int64),
-        "y": ((keys >> np.uint64(24)) & np.uint64(255)).astype(np.uint8),
-        "x": ((keys >> np.uint64(16)) & np.uint64(255)).astype(np.uint8),
-        "gene": (keys & _GENE_MASK).astype(np.uint16),
-        "count": counts,
-    }
-    for name, column in columns.items():
-        group.create_array(
-            name,
-            shape=column.shape,
-            dtype=column.dtype,
-            chunks=(_CHUNK_ROWS,),
-            shards=(_SHARD_ROWS,),
-            compressors=ZstdCodec(level=5),
+class RowsDigest:
+    """SHA-256 of a section's keys and counts, however they are cut into pieces."""
+
+    def __init__(self) -> None:
+        self._keys, self._counts = hashlib.sha256(), hashlib.sha256()
+
+    def update(self, keys: NDArray[np.uint64], counts: NDArray[np.uint16]) -> None:
+        self._keys.update(np.ascontiguousarray(keys, "<u8").data)
+        self._counts.update(np.ascontiguousarray(counts, "<u2").data)
+
+    def hexdigest(self) -> str:
+        return hashlib.sha256(self._keys.digest() + self._counts.digest()).hexdigest()
+
+
+class SectionWriter:
+    """Writes one section's rows in order of tiles; memory stays that of a shard of rows, whatever the section holds."""
+
+    def __init__(self, folder: Path, tiles: int) -> None:
+        self._folder, self._tiles = folder, tiles
+        self._group = zarr.create_group(folder, zarr_format=3)
+        self._columns = ColumnsWriter(folder / "rows", len(COLUMNS))
+        self._per_tile = np.zeros(tiles, np.int64)
+        self._last_tile = -1
+        self._digest = RowsDigest()
+
+    def append(self, keys: NDArray[np.uint64], counts: NDArray[np.uint16]) -> None:
+        """Add sorted, distinct keys (from `merge_keys`) of tiles that all lie behind those of the calls before.
+
+        A tile comes whole, in one call. Raises `ValueError` where that is not kept.
+        """
+        if not len(keys):
+            return
+        tile = (keys >> np.uint64(32)).astype(np.int64)
+        if tile[0] <= self._last_tile or tile[-1] >= self._tiles or not (keys[1:] > keys[:-1]).all():
+            raise ValueError(f"keys of tiles {tile[0]}..{tile[-1]} do not follow tile {self._last_tile}, sorted")
+        self._last_tile = int(tile[-1])
+        self._per_tile[tile[0] : tile[-1] + 1] += np.bincount(tile - tile[0])
+        self._digest.update(keys, counts)
+        position = ((keys >> np.uint64(16)) & np.uint64(0xFFFF)).astype(np.uint16)
+        self._columns.append(np.stack([position, (keys & _GENE_MASK).astype(np.uint16), counts]))
+
+    def finish(self) -> str:
+        """Write the tiles' starts, durably; SHA-256 of the rows in hex."""
+        indptr = np.concatenate([[0], np.cumsum(self._per_tile)])
+        self._columns.finish()
+        array = zarr.create_array(
+            self._folder / "indptr",
+            shape=indptr.shape,
+            dtype="int64",
+            chunks=indptr.shape,
+            compressors=ZstdCodec(level=5, checksum=True),
             fill_value=0,
-        )[:] = column
+            config={"write_empty_chunks": True},
+        )
+        array[:] = indptr
+        digest = self._digest.hexdigest()
+        self._group.attrs["sha256"] = digest
+        fsync_tree(self._folder)
+        return digest
 
 
-class SectionTranscripts:
-    """Reader of one section's tiles; arrays are opened once, rows are read span by span."""
-
-    def __init__(self, folder: Path, canvas: Box, transcripts: int) -> None:
-        self._folder = folder
-        self._canvas = canvas
-        self._grid = tile_grid(canvas.height, canvas.width)
-        try:
-            self._indptr = np.asarray(zarr.open_array(folder / "indptr", mode="r")[:])
-            self._columns: dict[str, ZarrArray] = {name: zarr.open_array(folder / name, mode="r") for name in COLUMNS}
-        except DAMAGE as error:
-            raise FormatError(f"transcripts in {folder} cannot be read: {error}; ingest the brain again") from None
-        rows = {array.shape[0] for array in self._columns.values()}
-        if len(self._indptr) != self._grid[0] * self._grid[1] + 1 or rows != {int(self._indptr[-1])}:
-            raise FormatError(
-                f"transcripts in {folder} are torn: tile pointers and rows disagree; ingest the brain again"
-            )
-        if rows == {0} and transcripts:
-            raise FormatError(f"transcripts in {folder} are empty, the attributes promise {transcripts}")
-
-    def window(self, box: Box) -> Transcripts:
-        """Transcripts of a box that may leave the canvas, positions relative to its corner."""
-        inside = box.intersect(self._canvas)
-        if inside.is_empty:
-            return Transcripts.empty()
-        parts = [self._span(first, last) for first, last in self._spans(inside)]
-        y, x, gene, count = (np.concatenate(column) for column in zip(*parts, strict=True))
-        kept = (y >= inside.y0) & (y < inside.y1) & (x >= inside.x0) & (x < inside.x1)
-        return Transcripts(y[kept] - np.int32(box.y0), x[kept] - np.int32(box.x0), gene[kept], count[kept])
-
-    def _spans(self, inside: Box) -> list[tuple[int, int]]:
-        """Stretches of consecutive tiles that cover the box; full-width rows join into one."""
-        columns = self._grid[1]
-        left, right = inside.x0 // TILE_PX, -(-inside.x1 // TILE_PX)
-        top, bottom = inside.y0 // TILE_PX, -(-inside.y1 // TILE_PX)
-        if right - left == columns:
-            return [(top * columns, bottom * columns)]
-        return [(row * columns + left, row * columns + right) for row in range(top, bottom)]
-
-    def _span(self, first: int, last: int) -> tuple[NDArray[np.int32], ...]:
-        start, stop = int(self._indptr[first]), int(self._indptr[last])
-        if start == stop:
-            none = np.zeros(0, np.int32)
-            return none, none, none, none
-        try:
-            rows = {
-                name: cast("NDArray[Any]", array[start:stop]).astype(np.int32) for name, array in self._columns.items()
-            }
-        except DAMAGE as error:
-            raise FormatError(f"transcripts in {self._folder} are damaged: {error}; ingest the brain again") from None
-        tile = np.repeat(np.arange(first, last, dtype=np.int32), np.diff(self._indptr[first : last + 1]))
-        y = rows["y"] + tile // np.int32(self._grid[1]) * np.int32(TILE_PX)
-        x = rows["x"] + tile % np.int32(self._grid[1]) * np.int32(TILE_PX)
-        return y, x, rows["gene"], rows["count"]
+def write_section(folder: Path, keys: NDArray[np.uint64], counts: NDArray[np.uint16], tiles: int) -> str:
+    """Write the sorted, distinct keys of a section at once; SHA-256 of its rows in hex."""
+    writer = SectionWriter(folder, tiles)
+    writer.append(keys, counts)
+    return writer.finish()

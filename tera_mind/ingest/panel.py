@@ -25,6 +25,12 @@ class SectionGenes:
         return set(self.counts) | set(self.declared or ())
 
 
+def check_rule(rule: str) -> None:
+    """Raise `InputError` for a rule that there is not."""
+    if rule not in RULES:
+        raise InputError(f"genes are one of {', '.join(RULES)}, got {rule!r}")
+
+
 def common_panel(sections: Sequence[SectionGenes], rule: str) -> list[str]:
     """The sorted genes of a brain.
 
@@ -32,8 +38,7 @@ def common_panel(sections: Sequence[SectionGenes], rule: str) -> list[str]:
     refused, one that is merely not observed is refused only where chance cannot explain it; "shared": the genes that
     all sections have; "all": the genes of any section, absent ones count zero. Raises `InputError`.
     """
-    if rule not in RULES:
-        raise InputError(f"genes are one of {', '.join(RULES)}, got {rule!r}")
+    check_rule(rule)
     union = set().union(*(section.names for section in sections))
     shared = union.intersection(*(section.names for section in sections))
     if rule == "same":

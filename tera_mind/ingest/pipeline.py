@@ -1,295 +1,295 @@
-"""From section sources to a brain store, a window at a time.
+"""From sections on a canvas to a brain store: a graph of tasks over a work folder, so that an interrupted run goes on.
 
-Transcripts stream into one packed file a section (8 bytes each) while the panel is being learnt; then every section
-is sorted by tile. Images pass twice, in windows of a shard: once for the intensity range, once to be written.
+First every section is read once: transcripts into sorted runs on disk, intensities into histograms. Then panel and
+ranges are known, and every section is written: transcripts band by band, images by rows of windows, tissue and
+pyramid. At last the attributes are written and the folder is renamed to the output. Each finished task leaves a
+mark; a rerun does those without one. The store's bytes depend on the sources and settings alone.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tera_mind.errors import InputError
-from tera_mind.formats.atomic import atomic_directory
-from tera_mind.formats.brain import Brain, BrainWriter, Section, cell_counts, cell_means
-from tera_mind.formats.ome import shard_windows
-from tera_mind.formats.tissue import CELL_PX, dense_cells, tissue_grid, tissue_mask
-from tera_mind.formats.transcripts import MAX_GENES, merge_keys, pack_keys, replace_genes, tile_grid
-from tera_mind.geometry import Box
-from tera_mind.ingest.intensity import Histogram, to_uint8
-from tera_mind.ingest.panel import SectionGenes, common_panel
-from tera_mind.ingest.registration import pixel_size_um, resample, rows_of, scaled, to_pixels
-from tera_mind.ingest.source import SectionSource, Track, no_progress
+from tera_mind.errors import FormatError, InputError, MissingFileError
+from tera_mind.formats.atomic import atomic_directory, fsync_path, put_in_place, sweep
+from tera_mind.formats.brain import Brain, BrainWriter, Section
+from tera_mind.ingest.intensity import intensity_range
+from tera_mind.ingest.panel import SectionGenes, check_rule, common_panel
+from tera_mind.ingest.placing import Canvas, Placed
+from tera_mind.ingest.plan import plan_ingest
+from tera_mind.ingest.reading import (
+    check_section,
+    intensities_mark,
+    measure_stain,
+    measured_windows,
+    read_transcripts,
+    transcripts_mark,
+)
+from tera_mind.ingest.registration import rows_of
+from tera_mind.ingest.source import Track, known_levels, no_progress
+from tera_mind.ingest.tasks import Runner, Task, runner
+from tera_mind.ingest.work import Mark, Say, Work, keep_store, open_work, section_keys
+from tera_mind.ingest.writing import (
+    band_mark,
+    bands,
+    rows_mark,
+    seal_section,
+    section_mark,
+    store_path,
+    write_band,
+    write_transcripts,
+)
 
-#: pixel sizes of sections that differ by less are one pixel size
-_SAME_PIXEL = 1e-3
-#: windows a stain and section that the intensity range is measured on
-_MEASURED_WINDOWS = 64
+Ranges = Mapping[str, tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """A section on the canvas: its map from microns, its size in canvas pixels."""
-
-    source: SectionSource
-    um_to_canvas: NDArray[np.float64]
-    shape: tuple[int, int]
-
-    def window(self, stain: int, box: Box) -> NDArray[np.float32]:
-        image = self.source.stains[stain]
-        return resample(image.plane, self.um_to_canvas @ np.linalg.inv(image.um_to_px), box)
-
-
-@dataclass(frozen=True)
-class _Spooled:
-    """Packed transcripts of a section on disk; genes are numbered by first sight."""
-
-    path: Path
-    counts: NDArray[np.int64]
-    dropped: dict[str, int]
-
-    def keys(self) -> NDArray[np.uint64]:
-        return np.fromfile(self.path, np.uint64)
+def _silent(line: str) -> None:
+    del line
 
 
 def ingest(
-    sources: Sequence[SectionSource],
+    canvas: Canvas,
     out: Path,
     *,
-    pixel_um: float | None = None,
     genes: str = "same",
-    ranges: Mapping[str, tuple[float, float]] | None = None,
+    ranges: Ranges | None = None,
     max_outside: float = 0.5,
+    workers: int = 1,
+    scheduler: str | None = None,
     overwrite: bool = False,
     progress: Track = no_progress,
+    say: Say = _silent,
 ) -> Brain:
-    """Write a brain store from sections, whole or not at all, and open it.
+    """Write a brain store, whole or not at all, and open it; what an interrupted run of the same output left is used.
 
-    pixel_um: size of a canvas pixel (default: the images' own); genes: see `common_panel`; ranges: raw intensity
-    (low, high) that becomes 0 and 255, by stain (default: measured); max_outside: share of a section's transcripts
-    outside its image from which it is refused. Raises `InputError` and what
-    the readers raise.
+    genes: see `common_panel`; ranges: raw intensity (low, high) that becomes 0 and 255, by stain (default: what the
+    images say of themselves, else measured); max_outside: share of a section's transcripts outside its image from
+    which it is refused; workers: processes of this machine (up to 1: this one); scheduler: address of a running Dask
+    scheduler instead; say: takes lines about an interrupted run. Raises `InputError` and what the readers raise; what
+    has been read until then is kept beside the output for the next run.
     """
+    if out.parent.is_dir():
+        sweep(out)  # a store that was put aside for a new one, by a process that then died, comes back
     if out.exists() and not overwrite:
         raise InputError(f"{out} is already there; choose another --out or pass --overwrite")
-    stains = _common_stains(sources)
+    check_rule(genes)
+    out = out.absolute()  # workers may run elsewhere
+    stains = _common_stains(canvas)
     unknown = sorted(set(ranges or {}) - set(stains))
     if unknown:
         raise InputError(f"a range was given for stain {', '.join(unknown)}, the sections have {', '.join(stains)}")
-    placed, pixel_um = _place(sources, pixel_um)
-    height, width = (max(section.shape[axis] for section in placed) for axis in (0, 1))
-    shape = (len(stains), len(placed), height, width)
+    given = known_levels(placed.source for placed in canvas.sections) | dict(ranges or {})
+    plan_ingest(canvas, out).check(out)
+    keys = section_keys(canvas)
+    names = [placed.source.name for placed in canvas.sections]
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.spool-") as spool:
-        numbers: dict[str, int] = {}
-        spooled = [
-            _spool(section, numbers, width, Path(spool) / str(index), max_outside=max_outside, progress=progress)
-            for index, section in enumerate(placed)
-        ]
-        panel = _panel(placed, spooled, list(numbers), genes)
-        index_of = {name: index for index, name in enumerate(panel)}
-        renumber = np.array([index_of.get(name, -1) for name in numbers], np.int64)
-        with atomic_directory(out) as folder:
-            writer = BrainWriter(
-                folder, genes=panel, stains=stains, pixel_um=pixel_um, shape=shape, section_um=_spacing_um(sources)
-            )
-            cells = []
-            sections = []
-            for index, (section, spool_file) in enumerate(zip(placed, spooled, strict=True)):
-                keys = spool_file.keys()
-                total = len(keys)
-                keys = replace_genes(keys, renumber)
-                if not len(keys):
-                    raise InputError(f"section {section.source.name} has no transcript left of the {len(panel)} genes")
-                cells.append(cell_counts(keys, (height, width)))
-                writer.write_transcripts(index, *merge_keys(keys))
-                dropped = spool_file.dropped | {"gene not in the panel": total - len(keys)}
-                sections.append(_record(section, len(keys), dropped))
-            measured = _measure(placed, stains, shape, cells, given=ranges or {}, progress=progress)
-            bounds = [measured[stain] for stain in stains]
-            _write_images(writer, placed, shape, cells, ranges=bounds, progress=progress)
-            writer.finish(sections, measured)
+    with open_work(out, dict(zip(names, keys, strict=True)), say) as work:
+        work.keep(dict(zip(keys, canvas.sections, strict=True)))
+        job = _Job(canvas, stains, tuple(keys), work, progress)
+        with runner(workers, scheduler) as run:
+            found = job.read(run, [stain for stain in stains if stain not in given], max_outside, say)
+            observed = [_genes(placed, mark) for placed, mark in zip(canvas.sections, found, strict=True)]
+            panel = common_panel([seen for seen in observed if seen is not None], genes)
+            bounds = {stain: given[stain] if stain in given else job.range(stain) for stain in stains}
+            store = job.start(panel, bounds)
+            sealed = job.write(run, store)
+        job.finish(store, sealed, bounds, out)
+        shutil.rmtree(work.folder, ignore_errors=True)
     return Brain.open(out)
 
 
-def _spacing_um(sources: Sequence[SectionSource]) -> float:
-    """The spacing that viewers show: OME-Zarr knows no irregular one."""
-    steps = np.abs(np.diff([source.z_um for source in sources]))
-    return float(np.median(steps)) if steps.any() else 10.0
-
-
-def _common_stains(sources: Sequence[SectionSource]) -> list[str]:
-    if not sources:
+def _common_stains(canvas: Canvas) -> tuple[str, ...]:
+    if not canvas.sections:
         raise InputError("a brain needs at least one section, got none")
-    names = [source.name for source in sources]
+    present = [placed for placed in canvas.sections if not placed.missing]
+    if not present:
+        raise InputError("there is no data of any section: are the folders the right ones?")
+    names = [placed.source.name for placed in canvas.sections]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"every section needs its own name, {', '.join(twice)} came twice; rename a folder")
-    stains = [image.name for image in sources[0].stains]
-    for source in sources:
+    first = present[0].source
+    stains = [image.name for image in first.stains]
+    for source in (placed.source for placed in present):
         own = [image.name for image in source.stains]
         if own != stains:
             raise InputError(
-                f"section {source.name} has stains {', '.join(own)}, section {sources[0].name} has "
+                f"section {source.name} has stains {', '.join(own)}, section {first.name} has "
                 f"{', '.join(stains)}; choose common ones with --stains"
             )
-    return stains
+    return tuple(stains)
 
 
-def _place(sources: Sequence[SectionSource], pixel_um: float | None) -> tuple[list[_Placed], float]:
-    """Put every section at the canvas' corner, its axes those of its first stain's image."""
-    if pixel_um is not None and not pixel_um > 0:
-        raise InputError(f"a canvas pixel needs a positive size in um, got {pixel_um:g}")
-    native = [pixel_size_um(source.stains[0].um_to_px) for source in sources]
-    target = native[0] if pixel_um is None else pixel_um
-    placed = []
-    for source, own in zip(sources, native, strict=True):
-        factor = own / target
-        if abs(factor - 1) < _SAME_PIXEL:
-            factor = 1.0  # no resampling for a difference far below a pixel's neighbourhood
-        elif pixel_um is None:
-            raise InputError(
-                f"section {source.name} has pixels of {own:.4g} um, section {sources[0].name} of {target:.4g} um; "
-                "choose one size with --pixel-um"
-            )
-        first = source.stains[0]
-        rows, columns = (max(1, int(np.ceil(size * factor - 1e-6))) for size in first.plane.shape)
-        placed.append(_Placed(source, scaled(first.um_to_px, factor), (rows, columns)))
-    return placed, target
+def _genes(placed: Placed, mark: Mark) -> SectionGenes | None:
+    """What a section says about the panel; nothing where there is no data of it."""
+    if placed.missing:
+        return None
+    counts = dict(zip(mark.record["genes"], mark.arrays["counts"].tolist(), strict=True))
+    return SectionGenes(placed.source.name, counts, placed.source.panel)
 
 
-def _spool(
-    section: _Placed, numbers: dict[str, int], width: int, path: Path, *, max_outside: float, progress: Track
-) -> _Spooled:
-    """Stream a section's transcripts into a file of keys; `numbers` learns new genes."""
-    name = section.source.name
-    columns = tile_grid(1, width)[1]
-    counts = np.zeros(MAX_GENES, np.int64)
-    dropped: dict[str, int] = {}
-    low, high = np.full(2, np.inf), np.full(2, -np.inf)
-    outside = inside = 0
-    with path.open("wb") as file:
-        for batch in progress(section.source.batches(), f"transcripts of {name}", section.source.expected_batches):
-            for reason, count in batch.dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
-            if not len(batch.gene):
-                continue
-            used, gene = np.unique(batch.gene, return_inverse=True)
-            lookup = np.array([numbers.setdefault(batch.names[code], len(numbers)) for code in used], np.int64)
-            if len(numbers) > MAX_GENES:
-                raise InputError(f"section {name} has more than {MAX_GENES} genes: is its gene column right?")
-            y, x = to_pixels(section.um_to_canvas, batch.x_um, batch.y_um)
-            low = np.minimum(low, [batch.x_um.min(), batch.y_um.min()])
-            high = np.maximum(high, [batch.x_um.max(), batch.y_um.max()])
-            kept = (y >= 0) & (y < section.shape[0]) & (x >= 0) & (x < section.shape[1])
-            numbered = lookup[gene]
-            # genes seen only outside the image are of the panel too
-            counts += np.bincount(numbered, minlength=MAX_GENES)
-            pack_keys(y[kept], x[kept], numbered[kept], columns).tofile(file)
-            inside += int(kept.sum())
-            outside += int((~kept).sum())
-    if not inside + outside:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "the file is empty"
-        raise InputError(f"section {name} has no transcripts ({reasons}); a brain needs some")
-    if not inside or outside > max_outside * (inside + outside):
-        raise InputError(
-            f"{outside / (inside + outside):.0%} of the transcripts of section {name} lie outside its image, at most "
-            f"{max_outside:.0%} may (--max-outside): they span x {low[0]:.0f}..{high[0]:.0f}, "
-            f"y {low[1]:.0f}..{high[1]:.0f} um, the image {_extent(section)} um; check units, pixel size and transform"
-        )
-    return _Spooled(path, counts, dropped | {"outside the image": outside})
+def _spacing_um(sections: Sequence[Placed]) -> float:
+    """The spacing that viewers show: OME-Zarr knows no irregular one."""
+    steps = np.abs(np.diff([placed.source.z_um for placed in sections]))
+    return float(np.median(steps)) if steps.any() else 10.0
 
 
-def _extent(section: _Placed) -> str:
-    height, width = section.shape
-    corners = np.array([[x, y, 1.0] for y in (0, height) for x in (0, width)]).T
-    x, y, _ = np.linalg.inv(section.um_to_canvas) @ corners
-    return f"x {x.min():.0f}..{x.max():.0f}, y {y.min():.0f}..{y.max():.0f}"
+@dataclass(frozen=True)
+class _Job:
+    """An ingest under way: which tasks there are, which are left."""
+
+    canvas: Canvas
+    stains: tuple[str, ...]
+    keys: tuple[str, ...]
+    work: Work
+    progress: Track
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(stain, section, height, width)."""
+        return (len(self.stains), len(self.keys), *self.canvas.shape)
+
+    def read(self, run: Runner, measured: Sequence[str], max_outside: float, say: Say) -> list[Mark]:
+        """Read every section that has not been read; what was found, by section."""
+        tasks = []
+        before = [transcripts_mark(self.work, key) for key in self.keys]
+        done = sum(mark is not None for mark in before)
+        if done:
+            say(f"going on with an interrupted run: {done} of {len(before)} sections are read")
+        for placed, key, mark in zip(self.canvas.sections, self.keys, before, strict=True):
+            if mark is None:
+                steps = placed.source.expected_batches or 1
+                arguments = (self.work, key, self.canvas.shape)
+                tasks.append(Task(f"transcripts {key}", read_transcripts, arguments, steps=max(1, steps)))
+            else:
+                check_section(placed, mark, max_outside)
+            tasks += [
+                Task(
+                    f"intensities {key} {stain}", measure_stain, (self.work, key, stain, self.canvas.shape),
+                    (f"transcripts {key}",), len(measured_windows(self.canvas.shape)),
+                )
+                for stain, name in enumerate(self.stains)
+                if name in measured and intensities_mark(self.work, key, stain) is None
+            ]  # fmt: skip
+        found = dict(zip(self.keys, before, strict=True))
+        sections = dict(zip(self.keys, self.canvas.sections, strict=True))
+        for name in self.progress(run.run(tasks), "reading sections", sum(task.steps for task in tasks)):
+            if name.startswith("transcripts "):
+                key = name.split()[1]
+                found[key] = transcripts_mark(self.work, key)
+                check_section(sections[key], _there(found[key]), max_outside)
+        return [_there(found[key]) for key in self.keys]
+
+    def range(self, stain: str) -> tuple[float, float]:
+        """The measured range of a stain over all sections."""
+        number = self.stains.index(stain)
+        marks = (_there(intensities_mark(self.work, key, number)) for key in self.keys)
+        return intensity_range(stain, (mark.arrays["counts"] for mark in marks))
+
+    def start(self, panel: Sequence[str], bounds: Ranges) -> str:
+        """The unfinished store of this panel and these ranges: that of an interrupted run, or a new one."""
+        spacing_um = _spacing_um(self.canvas.sections)
+        facts = {
+            "genes": list(panel),
+            "stains": list(self.stains),
+            "ranges": [list(bounds[stain]) for stain in self.stains],
+            "pixel_um": self.canvas.pixel_um,
+            "shape": list(self.shape),
+            "section_um": spacing_um,
+            "sections": list(self.keys),
+        }
+        store = keep_store(self.work, facts)
+        if not _is_store(store_path(self.work, store)):
+            shutil.rmtree(self.work.store(store) / "marks", ignore_errors=True)
+            with atomic_directory(store_path(self.work, store)) as folder:
+                BrainWriter.create(
+                    folder, genes=panel, stains=self.stains, pixel_um=self.canvas.pixel_um, shape=self.shape,
+                    section_um=spacing_um,
+                )  # fmt: skip
+        return store
+
+    def write(self, run: Runner, store: str) -> list[Mark]:
+        """Write every section that has not been written; what was found, by section."""
+        tasks: list[Task] = []
+        for index, key in enumerate(self.keys):
+            if section_mark(self.work, store, index) is None:
+                tasks += self._section_tasks(store, index, key)
+        for _ in self.progress(run.run(tasks), "writing sections", sum(task.steps for task in tasks)):
+            pass
+        return [_there(section_mark(self.work, store, index)) for index in range(len(self.keys))]
+
+    def _section_tasks(self, store: str, index: int, key: str) -> list[Task]:
+        tasks: list[Task] = []
+
+        def add(name: str, function: Callable[..., Iterator[None]], *more: int, steps: int = 1) -> None:
+            tasks.append(Task(f"{name} {key}", function, (self.work, store, index, key, *more), steps=steps))
+
+        if rows_mark(self.work, store, index) is None:
+            add("rows", write_transcripts)
+        for stain in range(len(self.stains)):
+            for band, boxes in enumerate(bands(self.shape)):
+                if band_mark(self.work, store, index, stain, band) is None:
+                    add(f"image {stain} {band}", write_band, stain, band, steps=len(boxes))
+        before = tuple(task.name for task in tasks)
+        return [*tasks, Task(f"seal {key}", seal_section, (self.work, store, index, key), before)]
+
+    def finish(self, store: str, sealed: Sequence[Mark], bounds: Ranges, out: Path) -> None:
+        """Write the attributes and put the store in its place."""
+        records = []
+        for placed, mark in zip(self.canvas.sections, sealed, strict=True):
+            if not placed.missing and not mark.record["transcripts"]:
+                raise InputError(f"section {placed.source.name} has no transcript left of the panel's genes")
+            records.append(_record(placed, mark))
+        path = store_path(self.work, store)
+        if not _is_finished(path):
+            BrainWriter.resume(path).finish(records, dict(bounds))
+        for file in path.rglob("zarr.json"):
+            fsync_path(file)
+        fsync_path(path)
+        put_in_place(path, out)
 
 
-def _panel(placed: Sequence[_Placed], spooled: Sequence[_Spooled], names: Sequence[str], rule: str) -> list[str]:
-    observed = [
-        SectionGenes(
-            section=section.source.name,
-            counts={name: int(file.counts[number]) for number, name in enumerate(names) if file.counts[number]},
-            declared=section.source.panel,
-        )
-        for section, file in zip(placed, spooled, strict=True)
-    ]
-    return common_panel(observed, rule)
+def _is_finished(path: Path) -> bool:
+    """Whether the attributes were written by a run that died before it could move the store."""
+    try:
+        Brain.open(path)
+    except (FormatError, MissingFileError):
+        return False
+    return True
 
 
-def _record(section: _Placed, transcripts: int, dropped: Mapping[str, int]) -> Section:
-    source = section.source
+def _is_store(path: Path) -> bool:
+    """Whether an interrupted run's store can be gone on with."""
+    try:
+        BrainWriter.resume(path)
+    except (FormatError, MissingFileError):
+        return _is_finished(path)
+    return True
+
+
+def _record(placed: Placed, mark: Mark) -> Section:
+    source, record = placed.source, mark.record
+    dropped = record["dropped"] | {"gene not in the panel": record["left_out"]}
+    more = {"genes_absent": record["genes_absent"]} if record["genes_absent"] else {}
+    if record["spans"]:
+        more["dropped_rows"] = {reason: list(span) for reason, span in record["spans"].items()}
     return Section(
         name=source.name,
         z_um=source.z_um,
-        affine_um_to_px=rows_of(section.um_to_canvas),
-        transcripts=transcripts,
+        affine_um_to_px=rows_of(placed.registration.um_to_canvas),
+        transcripts=record["transcripts"],
         dropped={reason: count for reason, count in dropped.items() if count},
-        source=source.provenance,
+        source=source.provenance | more,
+        sha256=record["sha256"],
     )
 
 
-def _windows(
-    placed: Sequence[_Placed], shape: tuple[int, int, int, int], every: int = 1
-) -> Iterator[tuple[int, int, Box]]:
-    """(section, stain, window) in writing order; `every` leaves windows out."""
-    boxes = list(shard_windows(shape))[::every]
-    for index in range(len(placed)):
-        for stain in range(shape[0]):
-            for box in boxes:
-                yield index, stain, box
-
-
-def _measure(
-    placed: Sequence[_Placed],
-    stains: Sequence[str],
-    shape: tuple[int, int, int, int],
-    cells: Sequence[NDArray[np.int64]],
-    *,
-    given: Mapping[str, tuple[float, float]],
-    progress: Track,
-) -> dict[str, tuple[float, float]]:
-    """Raw intensities that become 0 and 255, by stain: as given, or measured over all sections."""
-    histograms = {stain: Histogram() for stain in stains if stain not in given}
-    if histograms:
-        dense = [dense_cells(counts) for counts in cells]
-        boxes = len(list(shard_windows(shape)))
-        every = -(-boxes // _MEASURED_WINDOWS)
-        todo = [item for item in _windows(placed, shape, every) if stains[item[1]] in histograms]
-        for index, stain, box in progress(todo, "measuring intensities", len(todo)):
-            tissue = dense[index][box.y0 // CELL_PX : -(-box.y1 // CELL_PX), box.x0 // CELL_PX : -(-box.x1 // CELL_PX)]
-            histograms[stains[stain]].add(placed[index].window(stain, box), tissue)
-    return {stain: given[stain] if stain in given else histograms[stain].range(stain) for stain in stains}
-
-
-def _write_images(
-    writer: BrainWriter,
-    placed: Sequence[_Placed],
-    shape: tuple[int, int, int, int],
-    cells: Sequence[NDArray[np.int64]],
-    *,
-    ranges: Sequence[tuple[float, float]],
-    progress: Track,
-) -> None:
-    """Write images window by window and, of every section, the tissue mask."""
-    todo = list(_windows(placed, shape))
-    brightness = [np.zeros(counts.shape, np.float32) for counts in cells]
-    for index, stain, box in progress(todo, "writing images", len(todo)):
-        window = to_uint8(placed[index].window(stain, box), ranges[stain])
-        writer.write_image(stain, index, box, window)
-        if stain == 0:
-            means = cell_means(window)
-            y, x = box.y0 // CELL_PX, box.x0 // CELL_PX
-            brightness[index][y : y + means.shape[0], x : x + means.shape[1]] = means
-    for index, (counts, means) in enumerate(zip(cells, brightness, strict=True)):
-        mask = tissue_mask(counts, means)
-        rows, columns = tissue_grid(*placed[index].shape)
-        mask[rows:], mask[:, columns:] = False, False  # smoothing must not reach beyond the section's own image
-        writer.write_tissue(index, mask)
+def _there(mark: Mark | None) -> Mark:
+    if mark is None:
+        raise InputError("a result in the work folder is torn; run the same command again")
+    return mark

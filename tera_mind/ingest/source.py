@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -41,30 +41,61 @@ class Plane(Protocol):
 
 @dataclass(frozen=True)
 class StainImage:
-    """One stain of a section and its map from microns, (x_um, y_um, 1), to its pixels: 3 x 3."""
+    """One stain of a section and its map from microns, (x_um, y_um, 1), to its pixels: 3 x 3.
+
+    `levels`: intensities that are 0 and 255 already, where somebody stretched the image before; None: to be measured.
+    """
 
     name: str
     plane: Plane
     um_to_px: NDArray[np.float64]
+    levels: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class TranscriptBatch:
-    """Some transcripts: positions in microns, `gene` as an index into `names`; `dropped` counts those left out."""
+    """Some transcripts: positions in microns, `gene` as an index into `names`.
+
+    `dropped` counts those left out by reason; `spans` says, where the reader knows, between which rows of its table
+    (counted from 1) the first stretch of them lies. `count`: transcripts a row (1 or more), for binned tables; None:
+    a row is a transcript (`expanded` makes it so).
+    """
 
     x_um: NDArray[np.float64]
     y_um: NDArray[np.float64]
     gene: NDArray[np.int32]
     names: Sequence[str]
     dropped: dict[str, int] = field(default_factory=dict)
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+    count: NDArray[np.int64] | None = None
+
+
+#: transcripts that `expanded` puts into one batch at most, unless one row alone counts more
+EXPANDED_ROWS = 2**20
+
+
+def expanded(batches: Iterable[TranscriptBatch]) -> Iterator[TranscriptBatch]:
+    """The same transcripts, one a row: a row that counts n comes n times, in batches of bounded size."""
+    for batch in batches:
+        if batch.count is None or not len(batch.count):
+            yield batch
+            continue
+        ends = np.cumsum(batch.count)
+        start, dropped, spans = 0, batch.dropped, batch.spans
+        while start < len(ends):
+            before = int(ends[start - 1]) if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, before + EXPANDED_ROWS, side="right")))
+            rows = np.repeat(np.arange(start, stop), batch.count[start:stop])
+            yield TranscriptBatch(batch.x_um[rows], batch.y_um[rows], batch.gene[rows], batch.names, dropped, spans)
+            start, dropped, spans = stop, {}, {}
 
 
 @dataclass(frozen=True)
 class SectionSource:
     """A section as its instrument left it. `batches()` starts a new stream of its transcripts.
 
-    `panel` is the list of genes that the files declare; None where only the observed ones are known.
-    `expected_batches` is for progress only.
+    `panel` is the list of genes that the files declare; None where only the observed ones are known. `symbols` are
+    the gene symbols of Ensembl ids that the section's own files give. `expected_batches` is for progress only.
     """
 
     name: str
@@ -74,6 +105,17 @@ class SectionSource:
     panel: tuple[str, ...] | None = None
     expected_batches: int | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    symbols: Mapping[str, str] = field(default_factory=dict)
+
+
+def known_levels(sources: Iterable[SectionSource]) -> dict[str, tuple[float, float]]:
+    """Stain -> intensities that are 0 and 255 already, of the stains for which all sections say the same."""
+    said: dict[str, set[tuple[float, float] | None]] = {}
+    for source in sources:
+        for image in source.stains:
+            said.setdefault(image.name, set()).add(image.levels)
+    known = {stain: next(iter(levels)) for stain, levels in said.items() if len(levels) == 1}
+    return {stain: levels for stain, levels in known.items() if levels is not None}
 
 
 def option(default: Any, words: str, metavar: str = "") -> Any:

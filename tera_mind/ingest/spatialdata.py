@@ -46,6 +46,7 @@ class SpatialDataReader:
     system: str = option("global", "coordinate system that joins image and points", "NAME")
     gene_column: str = option("", "column of the gene (default: the points' feature key)", "NAME")
     point_um: float = option(1.0, "micrometres that one unit of the points' own coordinates stands for", "UM")
+    section_step: float = option(10.0, "distance between sections of one store that does not say where they lie", "UM")
     min_qv: float = option(20.0, "drop transcripts of lower `qv`, where there is that column", "Q")
 
     def sections(self, folder: Path, z_um: float) -> list[SectionSource]:
@@ -57,7 +58,16 @@ class SpatialDataReader:
         store = _open(folder)
         images, points = sorted(store.images), sorted(store.points)
         pairs = self._pairs(images, points, folder)
-        return [self._section(folder, store, image, rows, z_um, alone=len(pairs) == 1) for image, rows in pairs]
+        own = store.attrs.get("tera_mind", {})  # what this project exports says where its sections lie
+        known = own.get("z_um", {}) if isinstance(own, dict) else {}
+        lies = [
+            float(known.get(image.removesuffix("_image"), z_um + index * self.section_step))
+            for index, (image, _) in enumerate(pairs)
+        ]
+        return [
+            self._section(folder, store, image, rows, z, alone=len(pairs) == 1)
+            for (image, rows), z in zip(pairs, lies, strict=True)
+        ]
 
     def _pairs(self, images: list[str], points: list[str], folder: Path) -> list[tuple[str, str]]:
         if not images or not points:
@@ -226,6 +236,10 @@ class _Table:
                 f"{self.folder} lacks columns {', '.join(missing)}; it has {', '.join(names)} "
                 "(--gene-column names the gene's)"
             )
+        for name in ("x", "y", *({"qv"} & set(names))):
+            kind = dataset.schema.field(name).type
+            if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+                raise FormatError(f"column {name} of {self.folder} should hold numbers, it holds {kind}")
         try:
             return int(dataset.count_rows())
         except (OSError, pa.ArrowException) as error:

@@ -54,10 +54,7 @@ class PanelCounts:
     bin_px: int
 
     def __call__(self, box: Box) -> Float[Tensor, "gene section bin_y bin_x"]:
-        counts = gene_bins(self.brain, self.sections, box, self.bin_px)
-        picked = counts[np.maximum(self.index, 0)]
-        picked[self.index < 0] = 0
-        return torch.from_numpy(picked)
+        return torch.from_numpy(gene_bins(self.brain, self.sections, box, self.bin_px, self.index))
 
 
 def shuffled(counts: CountSource, region: Box, side: int, bin_px: int, seed: int) -> CountSource:

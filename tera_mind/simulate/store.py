@@ -41,7 +41,7 @@ def write_store(tiles: Tiles, out: Path, progress: Hook = iter) -> None:
     # left in turn, the last first: a store never stands without its truth
     with atomic_directory(out) as folder, atomic_directory(truth_folder(out)) as truth:
         write_brain_truth(brain, truth, scale)
-        writer = BrainWriter(
+        writer = BrainWriter.create(
             folder, genes=brain.genes, stains=STAINS, pixel_um=s.pixel_um, shape=shape,
             section_um=float(np.median(steps)) if len(steps) else 10.0,
         )  # fmt: skip
@@ -57,11 +57,12 @@ def _write_section(writer: BrainWriter, tiles: Tiles, brain: VirtualBrain, index
     s = tiles.settings
     height, width = s.pixels
     keys, means = [], np.zeros(tissue_grid(height, width), np.float32)
+    digests = {}
     blanks = 0
     for box in tiles.boxes():
         images = tiles.read(index, box, ("images",))["images"]
         for stain in range(len(STAINS)):
-            writer.write_image(stain, index, box, images[stain].max(axis=0))
+            digests[stain, box] = writer.write_image(stain, index, box, images[stain].max(axis=0))
         rows = tiles.transcripts(index, box)
         gene = rows.gene < len(brain.genes)
         blanks += int((~gene).sum())
@@ -74,7 +75,9 @@ def _write_section(writer: BrainWriter, tiles: Tiles, brain: VirtualBrain, index
             path = truth / f"nuclei_{box.y0}_{box.x0}.tif"
             tifffile.imwrite(path, tiles.read(index, box, ("labels",))["labels"], compression="zlib")
     packed = np.concatenate(keys)
-    writer.write_transcripts(index, *merge_keys(packed))
+    digest = writer.write_transcripts(index, *merge_keys(packed))
+    for stain in range(len(STAINS)):
+        writer.build_section_pyramid(stain, index)
     writer.write_tissue(index, tissue_mask(cell_counts(packed, (height, width)), means))
     write_cells(tiles, index, truth / "cells.parquet")
     write_regions(brain, index, truth / "regions.tif")
@@ -86,6 +89,7 @@ def _write_section(writer: BrainWriter, tiles: Tiles, brain: VirtualBrain, index
         transcripts=len(packed),
         dropped={"blank codeword": blanks} if blanks else {},
         source={"format": "simulated", "settings": record_of(s), "misregistered": s.misregister},
+        sha256=writer.seal_section(index, digests, digest),
     )
 
 
