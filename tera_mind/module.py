@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float, Integer
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
+from tera_mind.diffusion.keyed import keyed_noise, keyed_timesteps
 from tera_mind.diffusion.loss import DualLoss, dual_path_loss
-from tera_mind.diffusion.schedule import TIMESTEPS, alpha_bars
+from tera_mind.diffusion.schedule import alpha_bars
 from tera_mind.errors import InputError
 from tera_mind.model.checkpoint import CheckpointInfo, load_checkpoint
 from tera_mind.model.config import CountTransform, ModelConfig, Prediction
@@ -22,10 +23,17 @@ from tera_mind.model.unet import GeneMorphUNet
 
 Batch = Mapping[str, Tensor]
 Decay = Literal["constant", "cosine"]
+#: what random numbers are for, the second number of their key
+TRAINING, VALIDATION, DROPOUT = 0, 1, 2
+#: validation samples in a row whose timesteps are stratified
+VALIDATION_GROUP = 64
 
 
 class GeneMorphModule(lightning.LightningModule):
     """Trains a `GeneMorphUNet` on batches of `PairsDataModule`.
+
+    Noise and timestep of a sample are functions of (seed, number of the sample), dropout of (seed, step, process): a
+    resumed run, another number of workers or (without dropout) of processes trains on the same numbers.
 
     Args:
         genes: panel, linked from the data.
@@ -54,8 +62,14 @@ class GeneMorphModule(lightning.LightningModule):
         decay: `constant` (published) or `cosine`: to a hundredth over the last `decay_share` of the budget.
         decay_share: share of the budget (steps or `max_time`, whichever ends first) over which the rate falls.
         init_from: checkpoint whose weights training starts from; its panel must be this one.
-        seed: seed of noise and timesteps.
+        seed: seed of noise, timesteps and dropout.
+        compile: compile the network with `torch.compile`; checkpoints stay the same.
+        activation_checkpointing: keep only the input of each UNet block and compute the rest again on the way back:
+            less memory for a third to a half more time, the same gradients.
     """
+
+    #: name of the method in records of runs
+    METHOD = "tera-mind"
 
     def __init__(
         self,
@@ -86,6 +100,8 @@ class GeneMorphModule(lightning.LightningModule):
         decay_share: float = 0.5,
         init_from: str | None = None,
         seed: int = 0,  # noqa: ARG002 (read from hparams)
+        compile: bool = False,  # noqa: A002, ARG002 (the key's name in YAML; read from hparams)
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -120,43 +136,53 @@ class GeneMorphModule(lightning.LightningModule):
                 f"patch_weight must be at least 0 and decay_share in (0, 1], got {patch_weight} and {decay_share}"
             )
         self.network = GeneMorphUNet(config)
+        self.network.recompute = activation_checkpointing
         if init_from is not None:
             start = load_checkpoint(init_from)
             start.info.require_same_inputs(self.info)
             self.network.load_state_dict(start.network.state_dict())
         self.register_buffer("alpha_bar", torch.from_numpy(alpha_bars()).float(), persistent=False)
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> DualLoss:
-        """Loss of a batch with noise and timesteps of the generator; timesteps are stratified over the batch."""
+    def setup(self, stage: str) -> None:
+        del stage
+        if self.hparams["compile"]:
+            self.network.compile()  # in place: names of weights, and so checkpoints, stay as they are
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """All but `number`, which stays on the CPU: to read keys off a GPU is to wait for it every step."""
+        moved = super().transfer_batch_to_device({**batch, "number": None}, device, dataloader_idx)
+        return {**moved, "number": batch["number"]}
+
+    def training_timesteps(self, numbers: Integer[Tensor, " b"]) -> Integer[Tensor, " b"]:
+        """Timesteps of training samples, stratified over what one optimiser step sees on all processes together."""
+        group = len(numbers) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return keyed_timesteps((self.hparams["seed"], TRAINING), numbers, group)
+
+    def loss(self, batch: Batch, t: Integer[Tensor, " b"], purpose: int = TRAINING) -> DualLoss:
+        """Loss of a batch at given timesteps, with the noise of its samples' numbers."""
         image: Float[Tensor, "b stain section y x"] = batch["image"]
         inside: Bool[Tensor, "b section y x"] = batch["inside"]
-        b = image.shape[0]
-        offset = torch.rand((), generator=generator, dtype=torch.float64)
-        t: Integer[Tensor, " b"] = ((torch.arange(b) + offset) * TIMESTEPS / b).long().clamp(max=TIMESTEPS - 1)
-        noise = torch.randn(image.shape, generator=generator)
+        noise = keyed_noise((self.hparams["seed"], purpose), batch["number"], image.shape[1:], image.device)
         assert isinstance(self.alpha_bar, Tensor)
         return dual_path_loss(
             self.network,
             image,
             batch["genes"],
             inside,
-            t.to(image.device),
-            noise.to(image.device),
+            t.to(image.device, non_blocking=True),
+            noise,
             self.alpha_bar,
             self.info.prediction,
             self.hparams["patch_weight"],
         )
 
-    def _generator(self, purpose: int, index: int) -> torch.Generator:
-        key = np.random.SeedSequence([self.hparams["seed"], purpose, index, self.global_rank]).generate_state(1)
-        return torch.Generator().manual_seed(int(key[0]))
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        # keyed by batches seen, not by call order, so that a resumed run draws what the uninterrupted one would
-        index = (
-            self.global_step * self.trainer.accumulate_grad_batches + batch_idx % self.trainer.accumulate_grad_batches
-        )
-        loss = self.loss(batch, self._generator(0, index))
+        # keyed by batches seen, not by call order, so that a resumed run drops what the uninterrupted one would
+        accumulated = self.trainer.accumulate_grad_batches
+        index = self.global_step * accumulated + batch_idx % accumulated
+        key = np.random.SeedSequence([self.hparams["seed"], DROPOUT, index, self.global_rank]).generate_state(1)
+        torch.manual_seed(int(key[0]))
+        loss = self.loss(batch, self.training_timesteps(batch["number"]))
         size = batch["image"].shape[0]
         self.log("train/loss", loss.total, prog_bar=True, batch_size=size)
         self.log("train/loss_boundary", loss.boundary, batch_size=size)
@@ -166,7 +192,9 @@ class GeneMorphModule(lightning.LightningModule):
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        loss = self.loss(batch, self._generator(1, batch_idx))
+        del batch_idx
+        t = keyed_timesteps((self.hparams["seed"], VALIDATION), batch["number"], VALIDATION_GROUP)
+        loss = self.loss(batch, t, VALIDATION)
         self.log("val/loss", loss.total, prog_bar=True, batch_size=batch["image"].shape[0], sync_dist=True)
         self.log("val/loss_boundary", loss.boundary, batch_size=batch["image"].shape[0], sync_dist=True)
 
@@ -181,7 +209,10 @@ class GeneMorphModule(lightning.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         del batch, batch_idx
         used = self.budget_used()
-        if self.trainer.world_size > 1:  # clocks differ; another rate on each rank would let their weights drift apart
+        timed = any(isinstance(callback, Timer) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if (
+            timed and self.trainer.world_size > 1
+        ):  # clocks differ; another rate on each rank would let their weights drift apart
             used = self.trainer.strategy.broadcast(used)
         rate = self.hparams["learning_rate"] * self.rate_factor(self.global_step, used)
         for optimizer in self.trainer.optimizers:

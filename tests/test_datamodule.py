@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain, product
+from itertools import product
 
 import lightning
 import numpy as np
@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_brain import GENES, make_brain, random_transcripts
 
-from datamodules.pairs import SYMMETRIES, Crop, PairsDataModule, bin_crop, cut_crop, thin_crop, turn_crop
-from datamodules.slabs import Draw, FixedBatches, SlabReader, TrainingBatches, validation_draws
+from datamodules.complete import complete_batch
+from datamodules.crops import SYMMETRIES, Crop, cut_crop, stack_crops, thin_crop
+from datamodules.order import Draw, FixedBatches, validation_draws
+from datamodules.pairs import PairsDataModule
+from datamodules.slabs import SlabReader
 from tera_mind.errors import FormatError, InputError, PanelMismatchError
-from tera_mind.formats.brain import Transcripts
+from tera_mind.formats.manifest import Manifest
 from tera_mind.formats.shard_plan import plan_shards
 from tera_mind.formats.shards import write_shards
 from tera_mind.formats.slab import read_slab
@@ -56,28 +59,42 @@ def bright(tmp_path_factory):
     )
 
 
+def completed(crops, symmetries, **settings):
+    zero = torch.zeros(len(crops), dtype=torch.int64)
+    batch = stack_crops(crops) | {"position": zero, "number": zero, "symmetry": torch.tensor(symmetries)}
+    return complete_batch(batch, **settings)
+
+
 @pytest.mark.parametrize("symmetry", range(SYMMETRIES))
-def test_image_and_transcripts_turn_together(bright, symmetry):
+def test_image_mask_and_transcripts_turn_together(bright, symmetry):
     slab = read_slab(bright, 0, bright.canvas.grow(8), first_section=0, gene_sections=1)
     crop = cut_crop(slab, -5, 60, 40)  # leaves the canvas above and on the right
-    turned = turn_crop(crop, symmetry)
-    (rows,) = turned.transcripts
-    assert len(rows) > 10
-    lit = np.zeros((40, 40), bool)
-    lit[rows.y, rows.x] = True
-    np.testing.assert_array_equal(turned.image[0, 0] == 255, lit)
-    np.testing.assert_array_equal(turned.image[0] > 0, turned.inside)
-    expected = np.zeros((3, 1, 10, 10), np.float32)  # brute force, transcript by transcript
-    for y, x, gene, count in zip(rows.y, rows.x, rows.gene, rows.count, strict=True):
-        expected[gene, 0, y // 4, x // 4] += count
-    counts = bin_crop(turned, 4, 3)
-    np.testing.assert_array_equal(counts, expected)
-    assert counts.sum() == bright.transcripts(0, Box(-5, 35, 60, 100)).count.sum()
+    other = cut_crop(slab, 3, 7, 40)
+    # bins of one pixel show where the transcripts lie
+    batch = completed([other, crop], [3, symmetry], genes=3, gene_sections=1, bin_px=1)
+    image, lit = batch["image"][1, 0, 0], batch["genes"][1].sum(dim=(0, 1)) > 0
+    assert lit.sum() > 10
+    assert torch.equal(image == 1, lit)
+    assert torch.equal(image > -1, batch["inside"][1, 0])
+    # the turn is that of numpy
+    box = Box(-5, 35, 60, 100)
+    pixels = np.rot90(bright.image(box)[0, 0], symmetry % 4)
+    np.testing.assert_array_equal(image > -1, (pixels if symmetry < 4 else pixels[:, ::-1]) > 0)
+    # bins by brute force, transcript by transcript
+    fine = batch["genes"][1, :, 0].numpy()
+    coarse = completed([crop], [symmetry], genes=3, gene_sections=1, bin_px=4)["genes"][0, :, 0].numpy()
+    expected = np.zeros((3, 10, 10), np.float32)
+    for gene, y, x in zip(*np.nonzero(fine), strict=True):
+        expected[gene, y // 4, x // 4] += fine[gene, y, x]
+    np.testing.assert_array_equal(coarse, expected)
+    rows = bright.transcripts(0, box)
+    assert [coarse[gene].sum() for gene in range(3)] == [rows.count[rows.gene == gene].sum() for gene in range(3)]
 
 
 def test_the_symmetries_are_eight(bright):
     crop = cut_crop(read_slab(bright, 0, bright.canvas, first_section=0, gene_sections=1), 8, 8, 32)
-    assert len({turn_crop(crop, symmetry).image.tobytes() for symmetry in range(SYMMETRIES)}) == 8
+    batch = completed([crop] * 8, list(range(8)), genes=3, gene_sections=1, bin_px=4)
+    assert len({image.numpy().tobytes() for image in batch["image"]}) == 8
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -88,6 +105,7 @@ def test_a_batch_is_what_the_brain_holds_at_its_position(brain, shards, augment)
         "genes": (torch.float32, (6, 5, 4, 8, 8)),
         "inside": (torch.bool, (6, 2, 32, 32)),
         "position": (torch.int64, (6, 4)),
+        "number": (torch.int64, (6,)),
     }
     for image, genes, inside, (number, first, y, x) in zip(
         batch["image"].numpy(), batch["genes"].numpy(), batch["inside"].numpy(), batch["position"].tolist(), strict=True
@@ -127,44 +145,16 @@ def flat(batches):
 
 
 def test_workers_change_nothing_and_epochs_go_on(shards):
-    expected = flat(module(shards, thinning=0.5).train_dataloader())
-    loader = module(shards, thinning=0.5, num_workers=2).train_dataloader()
-    epoch = 0
-    loader.epoch = lambda: epoch
-    assert flat(loader) == expected
-    epoch = 1  # the living workers hear of it
-    second = flat(loader)
-    assert len(second) == len(expected)
-    assert not set(second) & {row for row in expected if row[0] == "image"}
-    epoch = 0
-    assert flat(loader) == expected
-    assert flat(module(shards, thinning=0.5, seed=1).train_dataloader()) != expected
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    slabs=st.integers(1, 9),
-    batch_size=st.integers(1, 6),
-    ranks=st.integers(1, 4),
-    crops=st.integers(1, 4),
-    steps=st.integers(1, 9),
-    epochs=st.integers(1, 3),
-)
-def test_every_slab_is_drawn_equally_often_whatever_the_ranks(slabs, batch_size, ranks, crops, steps, epochs):
-    parts = [TrainingBatches(slabs, batch_size, steps, crops, 7, rank, ranks) for rank in range(ranks)]
-    single = TrainingBatches(slabs, batch_size * ranks, steps, crops, 7)
-    drawn: list[Draw] = []
-    for epoch in range(epochs):
-        for batches in (*parts, single):
-            batches.set_epoch(epoch)
-        rows = [list(batches()) for batches in parts]
-        assert {len(row) for row in rows} == {steps}
-        together = [list(chain(*step)) for step in zip(*rows, strict=True)]
-        assert together == list(single())  # one process with the same global batch sees the same
-        drawn += chain(*together)
-    assert [draw.number for draw in drawn] == list(range(len(drawn)))
-    visits = np.bincount([draw.slab for draw in drawn[::crops]], minlength=slabs)
-    assert visits.max() - visits.min() <= 1
+    inline, loader = (module(shards, thinning=0.5, num_workers=w).train_dataloader() for w in (0, 2))
+    first = flat(inline)
+    assert flat(loader) == first
+    second = flat(loader)  # the living workers hear of the new epoch
+    assert second == flat(inline)
+    assert len(second) == len(first)
+    assert not set(second) & {row for row in first if row[0] == "image"}
+    loader.start_at(0, 0)
+    assert flat(loader) == first
+    assert flat(module(shards, thinning=0.5, seed=1).train_dataloader()) != first
 
 
 @settings(max_examples=60, deadline=None)
@@ -201,16 +191,16 @@ def test_a_panel_can_be_chosen_and_ordered(shards):
     data = module(shards, genes=["Vip", "Gad2"])
     assert data.genes == ["Vip", "Gad2"]
     assert torch.equal(next(iter(data.train_dataloader()))["genes"], whole[:, [4, 1]])
-    with pytest.raises(PanelMismatchError, match="lack 1 of the genes asked for: Sst"):
+    with pytest.raises(PanelMismatchError, match="lack 1 of the 2 genes asked for: Sst"):
         module(shards, genes=["Vip", "Sst"])
 
 
 def test_thinning_keeps_the_stated_fraction():
-    rows = Transcripts(*(np.arange(4000, dtype=np.int32) % 32 for _ in range(3)), np.full(4000, 3, np.int32))
-    crop = Crop(np.zeros((1, 1, 32, 32), np.uint8), np.ones((1, 32, 32), bool), (rows,))
-    thinned = thin_crop(crop, 0.25, np.random.default_rng(0)).transcripts[0]
-    assert 0.24 < thinned.count.sum() / rows.count.sum() < 0.26
-    np.testing.assert_array_equal(thinned.y, rows.y)
+    rows = np.stack([*(np.arange(4000, dtype=np.int32) % 32 for _ in range(4)), np.full(4000, 3, np.int32)])
+    crop = Crop(np.zeros((1, 1, 32, 32), np.uint8), (0, 32, 0, 32), (True,), rows)
+    thinned = thin_crop(crop, 0.25, np.random.default_rng(0)).rows
+    assert 0.24 < thinned[4].sum() / rows[4].sum() < 0.26
+    np.testing.assert_array_equal(thinned[:4], rows[:4])
 
 
 def test_facts_are_plain_values_before_setup(shards):
@@ -247,12 +237,19 @@ def test_a_shard_damaged_while_training_is_named_in_one_line(shards, tmp_path, n
     assert "\n" not in str(caught.value)
 
 
-def test_memory_for_slabs_is_bounded(shards):
-    reader = SlabReader(shards, "train", cache_mb=0.3)
-    for number in [*range(len(shards.splits["train"].samples)), 0, 1]:
-        reader(number)
-        assert sum(slab.nbytes for slab in reader._slabs.values()) <= 0.3e6
-    assert 1 < len(reader._slabs) < len(shards.splits["train"].samples)
+def test_memory_for_slabs_is_bounded(shards, monkeypatch):
+    fetched = []
+    read_many = Manifest.read_many
+    monkeypatch.setattr(Manifest, "read_many", lambda *given: fetched.extend(given[2]) or read_many(*given))
+    numbers = list(range(len(shards.splits["train"].samples)))
+    kept, passing = SlabReader(shards, "train"), SlabReader(shards, "train", cache_mb=0.3)
+    for reader, reads, held in ((kept, numbers, len(numbers)), (passing, [*numbers, *numbers[:-1], 3], 2)):
+        fetched.clear()
+        for first in (*numbers[:-1], *numbers[:-2]):
+            assert list(reader([first, first, first + 1])) == [first, first + 1]
+        assert sorted(set(fetched)) == numbers
+        assert len(fetched) <= len(reads)
+        assert len(reader._slabs) <= held
 
 
 def test_a_split_that_is_not_there_is_named_or_empty(brain, tmp_path):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import lightning
 import pytest
 import torch
+import wandb
 import yaml
 from lightning.pytorch.callbacks import Timer
 from tiny_brain import GENES
 from tiny_training import ROOT, SHAPE, exit_code, fit_arguments, log_column, tiny_config, tiny_shards
 
-from callbacks.checkpoint import LastCheckpoint
+import tera_mind
+from callbacks.checkpoint import BestCheckpoints, LastCheckpoint
 from callbacks.ema import WarmupEMA
 from datamodules.pairs import PairsDataModule
 from tera_mind.errors import InputError
@@ -20,7 +23,11 @@ from tera_mind.model.checkpoint import CheckpointInfo, checkpoint_content, load_
 from tera_mind.model.unet import GeneMorphUNet
 from tera_mind.module import GeneMorphModule
 
-RECIPES = sorted((ROOT / "experiments").rglob("*.yaml"))
+PAPER = ROOT / "experiments" / "paper"
+#: files given together, later ones on top; `experiments/ablations` are sweeps, read by another command
+RECIPES = {path.stem: [path] for path in sorted((ROOT / "experiments").glob("*.yaml"))}
+RECIPES |= {"main": [PAPER / "main.yaml"]}
+RECIPES |= {path.stem: [PAPER / "main.yaml", path] for path in sorted(PAPER.glob("supp*.yaml"))}
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +62,21 @@ def module_of(shards, **settings):
     return GeneMorphModule(**linked, patch_px=16, bin_px=4, **(SHAPE | {"dropout": 0.0} | settings))
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_no_recipe_is_left_out():
+    listed = {path for paths in RECIPES.values() for path in paths}
+    sweeps = ROOT / "experiments" / "ablations"
+    assert listed == {path for path in (ROOT / "experiments").rglob("*.yaml") if sweeps not in path.parents}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_loads_and_instantiates(recipe, large_shards, tmp_path, capsys, monkeypatch):
-    arguments = ["-c", str(recipe), f"--data.shards={large_shards}", f"--trainer.default_root_dir={tmp_path}"]
+    arguments = [part for path in RECIPES[recipe] for part in ("-c", str(path))]
+    assert exit_code(["fit", *arguments, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["default_root_dir"].endswith(recipe)
+    arguments += [f"--data.shards={large_shards}", f"--trainer.default_root_dir={tmp_path}"]
     assert exit_code(["fit", *arguments, "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    written = yaml.safe_load(recipe.read_text())
+    written = yaml.safe_load(RECIPES[recipe][0].read_text())
     assert printed["model"].items() >= {k: v for k, v in written["model"].items() if k != "init_from"}.items()
     logger = printed["trainer"]["logger"][0]["init_args"]
     assert str(tmp_path) in {logger["save_dir"], printed["trainer"]["default_root_dir"]}
@@ -96,6 +112,26 @@ def test_a_run_leaves_checkpoint_log_and_settings(run, shards):
     assert saved["data"]["patch_px"] == 16
 
 
+def test_a_run_says_what_it_was_made_with(run, shards):
+    record = json.loads((run / "run.json").read_text())
+    manifest = PairsDataModule(str(shards), patch_px=16, bin_px=4).manifest
+    known = {
+        "format": "run",
+        "version": 1,
+        "method": "tera-mind",
+        "sections": 1,
+        "patch_px": 16,
+        "steps": 4,
+        "genes": 5,
+    }
+    known |= {"seed": 0, "status": "finished", "global_step": 4, "data_fingerprint": manifest.fingerprint}
+    assert record.items() >= known.items()
+    assert record["code_version"].startswith(tera_mind.__version__)
+    assert record["started"] <= record["ended"]
+    logged = yaml.safe_load((run / "log" / "hparams.yaml").read_text())
+    assert logged["data_fingerprint"] == manifest.fingerprint
+
+
 def test_checkpoint_holds_the_average_and_the_raw_weights(run):
     content = torch.load(run / "last.ckpt", weights_only=True)
     average, raw = content["state_dict"], content["current_model_state"]
@@ -114,38 +150,6 @@ def test_an_override_reaches_logger_and_checkpoint(shards, tmp_path, monkeypatch
     assert (out / "last.ckpt").is_file()
     assert (out / "log" / "metrics.csv").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere"]
-
-
-class KilledError(Exception):
-    """Stands for the end of a process."""
-
-
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(run, shards, tmp_path, monkeypatch):
-    """Killed in the second epoch, resumed from the checkpoint at the end of the first."""
-    step = GeneMorphModule.training_step
-
-    def killed(self, batch, batch_idx):
-        if self.global_step == 3:
-            raise KilledError
-        return step(self, batch, batch_idx)
-
-    arguments = ["fit", *fit_arguments(shards, tmp_path, model__decay="constant")]
-    monkeypatch.setattr(GeneMorphModule, "training_step", killed)
-    with pytest.raises(KilledError):
-        exit_code(arguments)
-    monkeypatch.undo()
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
-    first_steps: list[int] = []
-    monkeypatch.setattr(
-        GeneMorphModule, "on_train_start", lambda self: first_steps.append(self.global_step), raising=False
-    )
-    assert exit_code([*arguments, f"--ckpt_path={tmp_path / 'last.ckpt'}"]) == 0
-    assert first_steps == [2]
-    expected, resumed = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (run, tmp_path))
-    assert resumed["global_step"] == expected["global_step"] == 4
-    for part in ("state_dict", "current_model_state"):
-        for name, value in expected[part].items():
-            torch.testing.assert_close(resumed[part][name], value, rtol=0, atol=0, msg=f"{part} {name}")
 
 
 class Descent(lightning.LightningModule):
@@ -186,6 +190,41 @@ def test_average_warms_up_as_stated(tmp_path):
     assert model.weight.item() == pytest.approx(average, rel=1e-12)
 
 
+class Noted(Descent):
+    """Remembers the weight that validation sees; validation gets better, then worse."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def validation_step(self, batch, batch_idx):
+        self.seen.append(self.weight.item())
+        self.log("val/score", [3.0, 1.0, 2.0][len(self.seen) - 1], batch_size=1)
+
+    def val_dataloader(self):
+        return [0]
+
+
+def test_validation_sees_the_average_and_the_best_are_kept(tmp_path):
+    model, kept = Noted(), BestCheckpoints("val/score", top_k=2)
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=6, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, val_check_interval=2, default_root_dir=tmp_path,
+        callbacks=[WarmupEMA(decay=0.3), LastCheckpoint(), kept],
+    )  # fmt: skip
+    trainer.fit(model)
+    average, expected = -1.0, {1: -1.0}
+    for n in range(1, 6):
+        decay = min(0.3, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * -(n + 1)
+        expected[n + 1] = average
+    assert model.seen == pytest.approx([expected[2], expected[4], expected[6]])
+    assert {path.name for path in (tmp_path / "best").iterdir()} == {"step=4.ckpt", "step=6.ckpt"}
+    content = torch.load(tmp_path / "best" / "step=4.ckpt", weights_only=True)
+    assert content["current_model_state"]["weight"].item() == -4
+    assert content["state_dict"]["weight"].item() == pytest.approx(expected[4])
+
+
 def test_loss_falls_on_one_crop(shards):
     """One picture, bright in one stain and dark in the other: both paths must come to say it."""
     module = module_of(shards, prediction="x0", patch_weight=1.0, learning_rate=5e-3)
@@ -195,7 +234,7 @@ def test_loss_falls_on_one_crop(shards):
     optimizer = module.configure_optimizers()
     losses = []
     for _ in range(40):
-        loss = module.loss(batch, torch.Generator().manual_seed(0))
+        loss = module.loss(batch, torch.tensor([125, 375, 625, 875]))
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()
@@ -207,15 +246,68 @@ def test_loss_falls_on_one_crop(shards):
 def test_patch_weight_leaves_the_patch_path_out(shards, monkeypatch):
     batch = next(iter(PairsDataModule(str(shards), patch_px=16, bin_px=4, batch_size=2).train_dataloader()))
     torch.manual_seed(0)
-    module = module_of(shards, patch_weight=0.5)
-    both = module.loss(batch, torch.Generator().manual_seed(3))
+    module, t = module_of(shards, patch_weight=0.5), torch.tensor([200, 700])
+    both = module.loss(batch, t)
     assert both.total.item() == pytest.approx(0.5 * both.patch.item() + both.boundary.item())
     torch.manual_seed(0)
-    alone = module_of(shards, patch_weight=0.0)
-    monkeypatch.setattr(alone.network, "forward", None)  # both paths together must not be asked for
-    one = alone.loss(batch, torch.Generator().manual_seed(3))
+    alone, decoded = module_of(shards, patch_weight=0.0), []
+    decode = alone.network.decode
+    monkeypatch.setattr(alone.network, "decode", lambda *given: decoded.append(1) or decode(*given))
+    one = alone.loss(batch, t)
+    assert len(decoded) == 1
     assert one.patch.item() == 0
     assert one.boundary.item() == pytest.approx(both.boundary.item(), rel=1e-5)
+
+
+@pytest.fixture
+def trained_batch(shards):
+    return next(iter(PairsDataModule(str(shards), patch_px=16, bin_px=4, batch_size=2).train_dataloader()))
+
+
+def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients(shards, trained_batch):
+    made, kept = {}, {}
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        module = module_of(shards, activation_checkpointing=recompute)
+        for weight in module.parameters():  # zero weights would hide half of the network
+            if not weight.any():
+                torch.nn.init.normal_(weight, std=0.02)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.nbytes) or x, lambda x: x):
+            loss = module.loss(trained_batch, torch.tensor([200, 700])).total
+        kept[recompute] = sum(sizes)
+        loss.backward()
+        made[recompute] = {name: p.grad for name, p in module.named_parameters()}
+    assert made[True].keys() == made[False].keys()
+    for name, value in made[False].items():
+        assert torch.equal(made[True][name], value), name
+    assert kept[True] < 0.5 * kept[False]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "trainer__precision": "bf16-mixed",
+            "trainer__accumulate_grad_batches": 2,
+            "model__activation_checkpointing": True,
+        },
+        pytest.param({"trainer__gradient_clip_val": 0.01, "model__dropout": 0.1}, marks=pytest.mark.slow),
+        pytest.param({"model__compile": True}, marks=pytest.mark.slow),
+        pytest.param({"model__compile": True, "model__patch_weight": 1.0}, marks=pytest.mark.slow),
+    ],
+    ids="-".join,
+)
+def test_options_of_training(options, run, shards, tmp_path):
+    """Each runs, learns, and leaves a checkpoint with the same names as any other."""
+    settings = {"model__decay": "constant", "trainer__limit_val_batches": 0} | options
+    assert exit_code(["fit", *fit_arguments(shards, tmp_path, **settings)]) == 0
+    (plain, made) = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (run, tmp_path))
+    assert made["global_step"] == 4
+    assert made["state_dict"].keys() == plain["state_dict"].keys()
+    if options.get("model__compile") and "model__patch_weight" not in options:
+        for name, value in plain["current_model_state"].items():
+            torch.testing.assert_close(made["current_model_state"][name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_rate_schedule(shards):
@@ -262,6 +354,8 @@ def test_wandb_works_offline(shards, tmp_path, monkeypatch):
     arguments = fit_arguments(shards, tmp_path / "run", trainer__max_steps=1, trainer__limit_val_batches=0)
     assert exit_code(["fit", *arguments[:2], "-c", str(extra), *arguments[2:]]) == 0
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert wandb.run.config["data_fingerprint"] == record["data_fingerprint"]
 
 
 def test_init_from_starts_from_those_weights(run, shards):

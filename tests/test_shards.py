@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -79,21 +80,25 @@ def test_offsets_and_hashes_point_at_the_samples(shards):
     record = json.loads((shards.folder / "manifest.json").read_text())
     files = [shard for split in record["splits"].values() for shard in split["shards"]]
     assert len(files) > 4
-    for shard in files:
-        data = (shards.folder / shard["file"]).read_bytes()
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
-        with tarfile.open(shards.folder / shard["file"]) as tar:
-            members = {info.name: info for info in tar}
-        assert len(members) == 3 * len(shard["samples"])
-        for sample in shard["samples"]:
-            end = sample["offset"] + sample["bytes"]
-            assert members[sample["key"] + ".image.u8"].offset == sample["offset"]
-            assert members[sample["key"] + ".json"].offset_data < end <= len(data)
-            facts = json.loads(data[members[sample["key"] + ".json"].offset_data : end].rstrip(b"\0"))
-            assert facts["core"] == [
-                *(sample["y"], sample["y"] + sample["height"]),
-                *(sample["x"], sample["x"] + sample["width"]),
-            ]
+    for name, split in record["splits"].items():
+        table = np.load(shards.folder / split["index"]["file"])
+        assert len(table) == sum(split["slabs"]) == sum(shard["slabs"] for shard in split["shards"])
+        for number, shard in enumerate(split["shards"]):
+            data = (shards.folder / shard["file"]).read_bytes()
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
+            with tarfile.open(shards.folder / shard["file"]) as tar:
+                members = {info.name: info for info in tar}
+            rows = np.flatnonzero(table["shard"] == number)
+            assert len(members) == 3 * len(rows) == 3 * shard["slabs"]
+            for row in rows.tolist():
+                sample, key = dict(zip(table.dtype.names, table[row].item(), strict=True)), f"{name}-{row:07d}"
+                end = sample["offset"] + sample["bytes"]
+                assert members[f"{key}.image.u8"].offset == sample["offset"]
+                assert members[f"{key}.json"].offset_data < end <= len(data)
+                facts = json.loads(data[members[f"{key}.json"].offset_data : end].rstrip(b"\0"))
+                y, x = sample["y"], sample["x"]
+                assert facts["core"] == [y, y + sample["height"], x, x + sample["width"]]
+                assert (facts["brain"], facts["first_section"]) == (sample["brain"], sample["section"])
     shards.verify()
 
 
@@ -243,7 +248,8 @@ def test_manifests_that_cannot_be_read_are_refused(copy, tmp_path):
     path = copy / "manifest.json"
     record = json.loads(path.read_text())
     for change, message in [
-        ({"version": 7}, "unknown version 7, tera-mind .* reads version 1"),
+        ({"version": 1}, "unknown version 1, .*write the shards again"),
+        ({"version": 7}, "unknown version 7, tera-mind .* reads version 2"),
         ({"format": "brain"}, "no manifest of shards"),
         ({"splits": {"train": {}}}, "malformed"),
         ({"intensity_range": None}, "malformed"),
@@ -275,7 +281,7 @@ def test_the_command_writes_describes_and_refuses(brain, tmp_path, capsys):
 
 def test_an_interrupted_writing_leaves_nothing(brain, tmp_path):
     def stop_after_two(places):
-        yield from places[:2]
+        yield from islice(places, 2)
         raise KeyboardInterrupt
 
     plan = plan_shards([brain], **SIZES)

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from tera_mind.cli.names import check_own_packages
+from tera_mind.errors import InputError
 
-EXAMPLES = """\
+#: exit code of a run that a signal stopped after it had saved: run me again (EX_TEMPFAIL)
+STOPPED = 75
+HELP = """\
+Train a model from YAML files. Every key of them can be overridden by name; later files and options win.
+All keys: docs/configuration.md.
+
+Run the same command again to go on: where the run's folder (trainer.default_root_dir) holds last.ckpt, training
+continues from it and ends with the weights that the uninterrupted run would have (CPU, float32, a budget in steps:
+bit by bit; a budget in time depends on the clock). `--ckpt_path FILE` continues from another checkpoint.
+
+SIGTERM and SIGUSR1 write last.ckpt after the step at hand and end with exit code 75, Ctrl-C with 130.
+
 examples:
   tera-mind fit -c experiments/demo.yaml --data.shards shards
-  tera-mind fit -c experiments/published.yaml --data.shards shards --trainer.devices 8
-  tera-mind fit -c experiments/demo.yaml --data.shards shards --ckpt_path runs/demo/last.ckpt   # go on
+  tera-mind fit -c experiments/paper/main.yaml --data.shards shards --trainer.devices 8
+  tera-mind fit -c experiments/paper/main.yaml -c experiments/paper/supp_m.yaml --data.shards shards
   tera-mind fit -c experiments/demo.yaml --print_config
+
+several machines, 8 GPUs each (the same line on every machine; under SLURM see docs/slurm.md):
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+      -m tera_mind.cli.main fit -c experiments/paper/main.yaml --data.shards shards \\
+      --trainer.num_nodes 2 --trainer.devices 8
+torchrun itself ends with 1 whatever its processes end with: run.json in the run's folder says `stopped` or `finished`.
 """
 
 
@@ -22,9 +42,51 @@ def run(arguments: Sequence[str]) -> int:
     check_own_packages()
     # imported here: Lightning takes seconds, and a shadowed `datamodules` must be named first
     import torch
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from callbacks.signals import StoppedBySignal
+
+    if any(argument in {"-h", "--help"} for argument in arguments):
+        print(HELP)
+    _quieten()
+    torch.set_float32_matmul_precision("high")
+    try:
+        _fit(arguments)
+    except StoppedBySignal as stop:
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            return 0  # Lightning kills all processes when one that it started ends with another code
+        if stop.number == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        print(f"tera-mind fit: {stop}; run the same command again to go on", file=sys.stderr)
+        return STOPPED
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit with code 1 of it
+            raise KeyboardInterrupt from None
+        raise
+    except torch._dynamo.exc.TorchDynamoException as error:  # noqa: SLF001 (where torch keeps it)
+        words = " ".join(str(error).split())[:300]
+        raise InputError(f"model.compile: the network could not be compiled here ({words}); set it to false") from error
+    return 0
+
+
+def _quieten() -> None:
+    # Lightning's own advice about worker counts and sync; users meet it in its documentation
+    for advice in (".*does not have many workers.*", ".*args parameter is intended.*", ".*exists and is not empty.*"):
+        warnings.filterwarnings("ignore", message=advice)
+    # said whenever there is a data module, though it leaves that hook alone
+    warnings.filterwarnings("ignore", message=".*overridden `transfer_batch_to_device`.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in str(record.msg)
+    )
+
+
+def _fit(arguments: Sequence[str]) -> None:
     from jsonargparse import set_parsing_settings
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+    from callbacks.checkpoint import LastCheckpoint
+    from callbacks.provenance import require_same_run
     from datamodules.pairs import PairsDataModule
     from tera_mind.model.checkpoint import load_checkpoint
     from tera_mind.module import GeneMorphModule
@@ -38,22 +100,23 @@ def run(arguments: Sequence[str]) -> int:
 
         def before_fit(self) -> None:
             path = self.config["fit"]["ckpt_path"]
-            if path not in {None, "best", "hpc", "last", "registry"}:  # Lightning's own words for "find one"
+            if path in {None, "last"}:
+                path = self._last()
+            if path not in {None, "best", "hpc", "registry"}:  # Lightning's own words for "find one"
                 assert isinstance(self.model, GeneMorphModule)
                 load_checkpoint(path).info.require_same_inputs(self.model.info)
+            self.config_init["fit"]["ckpt_path"] = path
+
+        def _last(self) -> str | None:
+            """The checkpoint that the same command left behind."""
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, LastCheckpoint) and callback.path(self.trainer).is_file():
+                    self.trainer.datamodule = self.datamodule  # type: ignore[attr-defined]
+                    require_same_run(Path(self.trainer.default_root_dir), self.trainer, self.model)
+                    return str(callback.path(self.trainer))
+            return None
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    torch.set_float32_matmul_precision("high")
-    # Lightning's own advice about worker counts and sync; users meet it in its documentation
-    for advice in (".*does not have many workers.*", ".*args parameter is intended.*", ".*exists and is not empty.*"):
-        warnings.filterwarnings("ignore", message=advice)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in str(record.msg)
-    )
-    if any(argument in {"-h", "--help"} for argument in arguments):
-        print("Train a model from a YAML file. Every key of the file can be overridden by name.\n")
-        print(EXAMPLES)
     mode = {"parser_mode": "omegaconf+"}
     FitCLI(
         GeneMorphModule,
@@ -63,7 +126,6 @@ def run(arguments: Sequence[str]) -> int:
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": ("inspect", "say what a brain store, shard folder, volume or checkpoint holds"),
     "shards": ("shards", "cut a brain store into WebDataset training shards"),
     "fit": ("fit", "train a model from a YAML file"),
+    "sweep": ("sweep", "many runs from one file, into one table and figure"),
     "generate": ("generate", "paint a volume from genes with a trained checkpoint"),
     "evaluate": ("evaluate", "compare generated volumes with the real brain, with controls"),
     "compare": ("compare", "put evaluations side by side: tables, paired tests, the paper's figures"),
@@ -70,12 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command: Command = importlib.import_module(f"tera_mind.cli.{COMMANDS[name][0]}")
         return command.run(arguments[1:])
-    except TeraMindError as error:
-        for line in error.lines:
+    except (TeraMindError, OSError) as error:  # bad input; a full disk, a folder that may not be written
+        for line in error.lines if isinstance(error, TeraMindError) else (" ".join(str(error).split()),):
             print(f"tera-mind {name}: error: {line}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"tera-mind {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ntera-mind {name}: interrupted; run the same command again to go on", file=sys.stderr)

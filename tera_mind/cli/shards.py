@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tera_mind.cli.progress import track
 from tera_mind.formats.brain import Brain
-from tera_mind.formats.shard_plan import Place, ShardPlan, plan_shards
+from tera_mind.formats.places import Place
+from tera_mind.formats.shard_plan import ShardPlan, plan_shards
 from tera_mind.formats.shards import write_shards
 from tera_mind.geometry import IMAGE_SECTIONS
 
@@ -95,8 +96,8 @@ def run(arguments: Sequence[str]) -> int:
     manifest = write_shards(
         brains, options.out, plan, shard_mb=options.shard_mb, overwrite=options.overwrite, progress=progress
     )
-    shards = {sample.shard for split in manifest.splits.values() for sample in split.samples}
-    print(f"{len(shards)} shards in {options.out}; train with: tera-mind fit --data.shards {options.out}")
+    shards = sum(len(split.samples.shards) for split in manifest.splits.values())
+    print(f"{shards} shards in {options.out}; train with: tera-mind fit --data.shards {options.out}")
     return 0
 
 
@@ -105,6 +106,9 @@ def _describe(plan: ShardPlan, brains: Sequence[Brain]) -> None:
         regions = "; ".join(f"{brain.path.name} {box}" for brain, box in zip(brains, split.regions, strict=True))
         print(f"{name}: {len(split.places)} slabs of {regions}")
     megabytes = plan.image_bytes(len(brains[0].stains)) / 1e6
+    for brain in brains:
+        print(f"{brain.path.name}: {len(plan.genes)} of its {len(brain.genes)} genes are in the panel")
     print(
-        f"{len(plan.genes)} genes, {plan.gene_sections} gene sections, {megabytes:.1f} MB of images before transcripts"
+        f"panel of {len(plan.genes)} genes, {plan.gene_sections} gene sections, "
+        f"{megabytes:.1f} MB of images before transcripts"
     )

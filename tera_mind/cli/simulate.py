@@ -108,9 +108,7 @@ def run(arguments: Sequence[str]) -> int:
         z_um = ",".join(f"{z:g}" for z in brain.z_um)
         where = f" --z-um {z_um}" if len(brain.z_um) > 1 else ""
         print(f"tissue: {options.out}; read it with:")
-        if (
-            settings.misregister > 0
-        ):  # the true registration, with its displacement fields, needs a canvas of given size
+        if settings.misregister > 0:  # the true displacement fields need a canvas of given size
             where = f" --sections {options.out}/truth/sections.csv --canvas-px {height},{width}"
         print(f"  tera-mind ingest merscope {options.out}/section_* --out brain.zarr{where}")
     return 0

@@ -51,12 +51,11 @@ def dual_path_loss(
     x_t = torch.where(within, diffuse(clean, eps, a), torch.full_like(clean, OUTSIDE))
     wanted = target(prediction, clean, eps, a)
     patches, patch_counts = to_patches(x_t, side), counts_to_patches(counts, config.bins)
-    if patch_weight > 0:
-        patch_output, boundary_output = network(patches, t, patch_counts)
+    patch_output, boundary_output = network(patches, t, patch_counts, patch_path=patch_weight > 0)
+    if patch_output is not None:
         error = (to_patches(wanted, side) - patch_output.float()) * to_patches(within.float(), side)
         patch = error.square().mean()
     else:
-        boundary_output = network.boundary_with_margin(patches, t, patch_counts, 1, 1)
         patch = wanted.new_zeros(())
     crop = side // 2 - margin
     centre = (..., slice(crop, 2 * side - crop), slice(crop, 2 * side - crop))

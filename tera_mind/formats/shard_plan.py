@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise, product
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from tera_mind.errors import InputError, PanelMismatchError
 from tera_mind.formats.brain import Brain
+from tera_mind.formats.places import Place, PlaceTable
 from tera_mind.formats.slab import corner_box
 from tera_mind.formats.tissue import CELL_PX
 from tera_mind.geometry import Box, image_sections, section_window
@@ -22,25 +24,12 @@ _PIXEL_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a slab shows: brain number, first image section, and the canvas pixels where its crops' corners lie."""
-
-    brain: int
-    first_section: int
-    core: Box
-
-    def window(self, crop_px: int) -> Box:
-        """The pixels of the slab: every crop whose corner is in the core lies inside."""
-        return Box(self.core.y0, self.core.y1 + crop_px - 1, self.core.x0, self.core.x1 + crop_px - 1)
-
-
-@dataclass(frozen=True)
 class SplitPlan:
     """Region text as given, the region in every brain, and the slabs in raster order."""
 
     box: str
     regions: tuple[Box | None, ...]
-    places: list[Place]
+    places: PlaceTable
 
 
 @dataclass(frozen=True)
@@ -56,7 +45,7 @@ class ShardPlan:
 
     def image_bytes(self, stains: int) -> int:
         """Bytes that the images of all slabs take; transcripts come on top (9 bytes a row)."""
-        windows = [place.window(self.crop_px) for split in self.splits.values() for place in split.places]
+        windows = (place.window(self.crop_px) for split in self.splits.values() for place in split.places)
         return stains * image_sections(self.gene_sections) * sum(box.height * box.width for box in windows)
 
 
@@ -90,13 +79,13 @@ def plan_shards(
     sizes = {"core_px": core_px, "crop_px": crop_px, "gene_sections": gene_sections}
     splits = {}
     for name, text in chosen.items():
-        places = [
+        places = PlaceTable(
             place
             for number, brain in enumerate(brains)
             for place in _places(brain, number, regions[number][name], **sizes)
             if not skip_empty or has_tissue(brain, place, crop_px, gene_sections)
-        ]
-        if not places:
+        )
+        if not len(places):
             raise InputError(
                 f"region --{name} {text} holds no tissue in any brain; choose another, or keep empty slabs"
             )
@@ -145,15 +134,23 @@ def has_tissue(brain: Brain, place: Place, crop_px: int, gene_sections: int) -> 
     box = place.window(crop_px).intersect(brain.canvas)
     cells = (slice(box.y0 // CELL_PX, -(-box.y1 // CELL_PX)), slice(box.x0 // CELL_PX, -(-box.x1 // CELL_PX)))
     sections = [s for s in section_window(place.first_section, gene_sections).image if 0 <= s < len(brain.sections)]
-    return any(bool(brain.tissue(section)[cells].any()) for section in sections)
+    return any(bool(_tissue(brain, section)[cells].any()) for section in sections)
 
 
-def _places(brain: Brain, number: int, region: Box, *, core_px: int, crop_px: int, gene_sections: int) -> list[Place]:
+@lru_cache(maxsize=8)
+def _tissue(brain: Brain, section: int) -> NDArray[np.bool_]:
+    """The mask of a section, read once for all of its slabs."""
+    return brain.tissue(section)
+
+
+def _places(
+    brain: Brain, number: int, region: Box, *, core_px: int, crop_px: int, gene_sections: int
+) -> Iterator[Place]:
     """All slabs of a brain's region: windows start at any section that leaves all image sections in the brain."""
     corners = corner_box(region, brain.canvas, crop_px)
     rows, columns = _cut(corners.y0, corners.y1, core_px), _cut(corners.x0, corners.x1, core_px)
     first_sections = range(max(1, len(brain.sections) - image_sections(gene_sections) + 1))
-    return [Place(number, first, Box(*row, *column)) for first, row, column in product(first_sections, rows, columns)]
+    return (Place(number, first, Box(*row, *column)) for first, row, column in product(first_sections, rows, columns))
 
 
 def _cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:

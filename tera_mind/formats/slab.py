@@ -8,9 +8,11 @@ resolution, sorted by section, then y; `json` holds the rest. Nothing is pickled
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +33,9 @@ class Slab:
     """Pixels and transcripts of `window` (canvas pixels, may leave the canvas) for one window of sections.
 
     `image` is (stain, section, y, x) uint8, 0 outside the canvas; `inside` is the window's part on the canvas;
-    `exists` says which of the image sections the brain has; `transcripts` has one entry a gene section, relative to
-    the window's corner and sorted by y.
+    `exists` says which of the image sections the brain has. Transcripts are the columns `y`, `x` (relative to the
+    window's corner), `gene`, `count` and `section` (counted from the first of `gene_sections`), sorted by section,
+    then y; `line` is `section * window.height + y`, ascending.
     """
 
     brain: int
@@ -41,12 +44,27 @@ class Slab:
     inside: Box
     exists: tuple[bool, ...]
     image: NDArray[np.uint8]
-    transcripts: tuple[Transcripts, ...]
+    gene_sections: int
+    y: NDArray[np.uint16]
+    x: NDArray[np.uint16]
+    gene: NDArray[np.uint16]
+    count: NDArray[np.uint16]
+    section: NDArray[np.uint8]
+    line: NDArray[np.int32]
 
     @property
     def nbytes(self) -> int:
         """Memory that the slab takes."""
-        return self.image.nbytes + sum(4 * rows.y.nbytes for rows in self.transcripts)
+        return self.image.nbytes + (_ROW_BYTES + self.line.itemsize) * len(self.line)
+
+    @property
+    def transcripts(self) -> tuple[Transcripts, ...]:
+        """The rows of every gene section."""
+        edges = np.searchsorted(self.section, np.arange(self.gene_sections + 1))
+        columns = (self.y, self.x, self.gene, self.count)
+        return tuple(
+            Transcripts(*(column[first:last].astype(np.int32) for column in columns)) for first, last in pairwise(edges)
+        )
 
 
 def corner_box(region: Box, canvas: Box, crop_px: int) -> Box:
@@ -95,13 +113,16 @@ def read_slab(
 ) -> Slab:
     """Cut a slab from a brain store; gene g becomes `new_gene[g]`, or is left out where that is negative."""
     group = section_window(first_section, gene_sections)
-    columns = []
-    for section in group.genes:
+    columns: dict[str, list[NDArray[Any]]] = {name: [] for name, _ in _COLUMNS}
+    for section, number_in_window in zip(group.genes, range(gene_sections), strict=True):
         rows = brain.transcripts(section, window)
-        gene = rows.gene if new_gene is None else new_gene[rows.gene].astype(np.int32)
+        gene = rows.gene if new_gene is None else new_gene[rows.gene]
         order = np.argsort(rows.y, kind="stable")
         order = order[gene[order] >= 0]
-        columns.append(Transcripts(rows.y[order], rows.x[order], gene[order], rows.count[order]))
+        for name, column in (("y", rows.y), ("x", rows.x), ("gene", gene), ("count", rows.count)):
+            columns[name].append(column[order])
+        columns["section"].append(np.full(len(order), number_in_window))
+    joined = {name: np.concatenate(columns[name]).astype(kind) for name, kind in _COLUMNS}
     return Slab(
         brain=number,
         first_section=first_section,
@@ -109,15 +130,19 @@ def read_slab(
         inside=window.intersect(brain.canvas),
         exists=tuple(0 <= section < len(brain.sections) for section in group.image),
         image=brain.image(window, group.image),
-        transcripts=tuple(columns),
+        gene_sections=gene_sections,
+        **joined,
+        line=_lines(joined, window.height),
     )
+
+
+def _lines(columns: Mapping[str, NDArray[Any]], height: int) -> NDArray[np.int32]:
+    lines: NDArray[np.int32] = columns["section"].astype(np.int32) * np.int32(height) + columns["y"]
+    return lines
 
 
 def encode_slab(slab: Slab, core: Box) -> dict[str, bytes]:
     """Members of a slab in a shard: extension -> bytes."""
-    sections = [np.full(len(rows), index, np.uint8) for index, rows in enumerate(slab.transcripts)]
-    columns = {name: np.concatenate([getattr(rows, name) for rows in slab.transcripts]) for name, _ in _COLUMNS[:-1]}
-    columns["section"] = np.concatenate(sections)
     facts = {
         "brain": slab.brain,
         "first_section": slab.first_section,
@@ -126,45 +151,57 @@ def encode_slab(slab: Slab, core: Box) -> dict[str, bytes]:
         "inside": _bounds(slab.inside),
         "exists": list(slab.exists),
         "shape": list(slab.image.shape),
-        "gene_sections": len(slab.transcripts),
-        "rows": len(columns["y"]),
-        "transcripts": int(columns["count"].sum()),
+        "gene_sections": slab.gene_sections,
+        "rows": len(slab.y),
+        "transcripts": int(slab.count.sum(dtype=np.int64)),
     }
     return {
         "image.u8": slab.image.tobytes(),
-        "rna.bin": b"".join(columns[name].astype(kind).tobytes() for name, kind in _COLUMNS),
+        "rna.bin": b"".join(getattr(slab, name).tobytes() for name, _ in _COLUMNS),
         "json": json.dumps(facts, separators=(",", ":")).encode(),
     }
 
 
-def decode_slab(sample: Mapping[str, bytes], where: str) -> Slab:
-    """The slab of a shard's sample (extension -> bytes); `where` names it in the `FormatError` of a damaged one."""
+def decode_slab(sample: Mapping[str, bytes | memoryview], where: str) -> Slab:
+    """The slab of a shard's sample (extension -> bytes), its arrays views of those bytes.
+
+    `where` names it in the `FormatError` of a damaged one.
+    """
     try:
-        facts = json.loads(sample["json"])
-        image = np.frombuffer(sample["image.u8"], np.uint8).reshape(facts["shape"])
+        facts = json.loads(bytes(sample["json"]))
+        window = Box(*facts["window"])
         columns = _unpack(sample["rna.bin"], int(facts["rows"]))
-        edges = np.searchsorted(columns["section"], np.arange(facts["gene_sections"] + 1))
-        names = [name for name, _ in _COLUMNS[:-1]]
         return Slab(
             brain=int(facts["brain"]),
             first_section=int(facts["first_section"]),
-            window=Box(*facts["window"]),
+            window=window,
             inside=Box(*facts["inside"]),
             exists=tuple(map(bool, facts["exists"])),
-            image=image,
-            transcripts=tuple(
-                Transcripts(*(columns[name][first:last].astype(np.int32) for name in names))
-                for first, last in pairwise(edges)
-            ),
+            image=np.frombuffer(sample["image.u8"], np.uint8).reshape(facts["shape"]),
+            gene_sections=int(facts["gene_sections"]),
+            **columns,
+            line=_lines(columns, window.height),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{where} holds no slab that can be read ({error!r}); write the shards again") from None
 
 
-def _unpack(packed: bytes, rows: int) -> dict[str, NDArray[np.integer]]:
+def tar_members(chunk: bytes, key: str) -> dict[str, memoryview]:
+    """Extension -> bytes of the members of one sample, not copied. Raises `ValueError` for a damaged header."""
+    view, at, members = memoryview(chunk), 0, {}
+    while at < len(chunk):
+        # a USTAR header: the name in its first 100 bytes, the size as octal digits from byte 124 on
+        name = chunk[at : at + 100].rstrip(b"\0").decode()
+        start, size = at + tarfile.BLOCKSIZE, int(chunk[at + 124 : at + 136].rstrip(b"\0 "), 8)
+        members[name.removeprefix(f"{key}.")] = view[start : start + size]
+        at = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return members
+
+
+def _unpack(packed: bytes | memoryview, rows: int) -> dict[str, NDArray[Any]]:
     if len(packed) != rows * _ROW_BYTES:
         raise ValueError(f"rna.bin should have {rows * _ROW_BYTES} bytes, has {len(packed)}")
-    columns: dict[str, NDArray[np.integer]] = {}
+    columns: dict[str, NDArray[Any]] = {}
     offset = 0
     for name, kind in _COLUMNS:
         columns[name] = np.frombuffer(packed, kind, rows, offset)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tera_mind.model import collage
 from tera_mind.model.config import ModelConfig
@@ -27,7 +28,10 @@ class Encoding:
 
 
 class Stage(nn.Module):
-    """One block of encoder or decoder: a residual block, attention to genes where asked, a resampling block after."""
+    """One block of encoder or decoder: a residual block, attention to genes where asked, a resampling block after.
+
+    The parts that enter and the gene features are concatenated here, so that recomputation need not keep the result.
+    """
 
     def __init__(
         self, block: ResBlock, attention: GeneAttentionBlock | None = None, after: ResBlock | None = None
@@ -36,9 +40,12 @@ class Stage(nn.Module):
         self.block, self.attention, self.after = block, attention, after
 
     def forward(
-        self, h: Float[Tensor, "b c z y x"], embedding: Float[Tensor, "b t"], genes: Float[Tensor, "b g z y x"]
+        self,
+        parts: list[Float[Tensor, "b _ z y x"]],
+        embedding: Float[Tensor, "b t"],
+        genes: Float[Tensor, "b g z y x"],
     ) -> Float[Tensor, "b c2 z y2 x2"]:
-        h = self.block(h, embedding)
+        h: Tensor = self.block(torch.cat([*parts, genes], dim=1), embedding)
         if self.attention is not None:
             h = self.attention(h, genes)
         return h if self.after is None else self.after(h, embedding)
@@ -50,6 +57,8 @@ class GeneMorphUNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        #: on the way back compute each block again instead of keeping what it made (activation checkpointing)
+        self.recompute = False
         widths = [config.base_channels * m for m in config.channel_mult]
         gene_widths = config.gene_channels[::-1]  # finest first, as the UNet's levels
         z, time = config.sections, config.time_channels
@@ -95,6 +104,14 @@ class GeneMorphUNet(nn.Module):
         with torch.device("meta"):
             return {name: value.shape for name, value in GeneMorphUNet(config).named_parameters()}
 
+    def _run(self, stage: nn.Module, parts: list[Tensor], embedding: Tensor, genes: Tensor) -> Tensor:
+        h: Tensor
+        if self.recompute and torch.is_grad_enabled():
+            h = checkpoint(stage, parts, embedding, genes, use_reentrant=False)
+        else:
+            h = stage(parts, embedding, genes)
+        return h
+
     def encode(self, x: Planes, embedding: Float[Tensor, "b t"], counts: Counts) -> Encoding:
         """Encode patches (b, S*Z, P, P) with their counts (b, G, Zg, n, n); no patch sees another."""
         genes = self.pyramid(counts)
@@ -106,9 +123,9 @@ class GeneMorphUNet(nn.Module):
                 h = self.downs[level - 1](h, embedding)
                 skips.append(h)
             features = genes[-1 - level]
-            h = stage(torch.cat([h, features], dim=1), embedding, features)
+            h = self._run(stage, [h], embedding, features)
             skips.append(h)
-        h = self.middle(torch.cat([h, genes[0]], dim=1), embedding, genes[0])
+        h = self._run(self.middle, [h], embedding, genes[0])
         return Encoding(h, skips, genes)
 
     def decode(self, encoding: Encoding, embedding: Float[Tensor, "b t"]) -> Planes:
@@ -116,7 +133,7 @@ class GeneMorphUNet(nn.Module):
         h, skips = encoding.bottleneck, list(encoding.skips)
         for i, stage in enumerate(self.decoder):
             features = encoding.genes[i // (self.config.res_blocks + 1)]
-            h = stage(torch.cat([h, skips.pop(), features], dim=1), embedding, features)
+            h = self._run(stage, [h, skips.pop()], embedding, features)
         out: Tensor = self.head(F.silu(self.norm(h)))
         return out.flatten(1, 2)
 
@@ -156,8 +173,10 @@ class GeneMorphUNet(nn.Module):
         x: Float[Tensor, "b4 c p p"],
         t: Integer[Tensor, " b"],
         counts: Float[Tensor, "b4 gene section bin_y bin_x"],
-    ) -> tuple[Float[Tensor, "b4 c p p"], Float[Tensor, "b c side side"]]:
-        """Both paths on groups of 2 x 2 patches, as training uses them.
+        *,
+        patch_path: bool = True,
+    ) -> tuple[Float[Tensor, "b4 c p p"] | None, Float[Tensor, "b c side side"]]:
+        """Both paths on groups of 2 x 2 patches, as training uses them; without `patch_path` its prediction is None.
 
         x: (4b, S*Z, P, P), order (sample, row, column); t: (b,); counts: (4b, G, Zg, n, n). Returns the patch path's
         prediction (4b, S*Z, P, P) and the boundary path's (b, S*Z, P + 2 margin, P + 2 margin), centred.
@@ -165,4 +184,5 @@ class GeneMorphUNet(nn.Module):
         embedding = self.time(t)
         each = embedding.repeat_interleave(4, 0)
         encoding = self.encode(x, each, counts)
-        return self.decode(encoding, each), self.decode(self.reassemble(encoding, 1, 1), embedding)
+        patches = self.decode(encoding, each) if patch_path else None
+        return patches, self.decode(self.reassemble(encoding, 1, 1), embedding)
