@@ -2,20 +2,24 @@
 
 Both see only the training region. The regression is linear in log1p of binned counts of a bin and its 8 neighbours,
 after the panel is reduced to its leading principal components; its penalty is chosen on held-out blocks of training
-bins. All sums are accumulated tile by tile, so memory does not grow with the region.
+bins. All sums are accumulated tile by tile, so memory does not grow with the region. Counts stay sparse, so that it
+grows with the transcripts of a tile and not with the genes; only for the components of a large panel are the tables of
+several tiles held at once, `MAX_ENTRIES` at the most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from tera_mind.errors import InputError
-from tera_mind.formats.brain import Brain, gene_bins
+from tera_mind.formats.brain import Brain
 from tera_mind.geometry import Box
 from tera_mind.metrics.fidelity import blur
 
@@ -23,6 +27,10 @@ from tera_mind.metrics.fidelity import blur
 BIN_UM = 3.4
 #: most principal components of the panel
 MAX_COMPONENTS = 96
+#: panels up to here have a table of genes by genes, of 8 MB at the most
+FEW_GENES = 1024
+#: most nonzero counts that the components of a larger panel are taken from, of 12 bytes each
+MAX_ENTRIES = 2**25
 #: bins along a tile that is read at once
 TILE_BINS = 64
 #: most tiles that are read for a fit: 1.6 million bins leave no doubt about a few hundred weights
@@ -34,6 +42,8 @@ PENALTIES = tuple(10.0**power for power in range(-4, 3))
 _TISSUE_PX = 64
 
 Bins = Float[np.ndarray, "bin feature"]
+#: scipy sparse (bin, gene)
+Levels = sparse.csr_array
 
 
 @dataclass(frozen=True)
@@ -195,19 +205,76 @@ def _tiles(sections: Sequence[int], box: Box, bin_px: int) -> Iterator[tuple[int
 def _gene_axes(
     brain: Brain, sections: Sequence[int], box: Box, bin_px: int, genes: NDArray[np.int64] | None
 ) -> Float[np.ndarray, "gene component"]:
-    """Leading principal components of log1p counts a bin, over the training region."""
-    panel = len(brain.genes) if genes is None else len(genes)
-    product, total, bins = np.zeros((panel, panel)), np.zeros(panel), 0
-    for section, tile in _tiles(sections, box, bin_px):
-        counts = np.log1p(gene_bins(brain, [section], tile, bin_px, genes)).reshape(panel, -1).astype(np.float64)
-        product += counts @ counts.T
-        total += counts.sum(axis=1)
-        bins += counts.shape[1]
-    if bins == 0:
+    """Leading principal components of log1p counts a bin, over the training region.
+
+    By the covariance where genes are few, else by Lanczos iterations on tables that are held sparse.
+    """
+    if min(box.height, box.width) < bin_px:
         raise InputError(f"the training region {box} is smaller than one bin of {bin_px} px: choose a larger one")
+    panel = len(brain.genes) if genes is None else len(genes)
+    places = list(_tiles(sections, box, bin_px))
+    if panel <= FEW_GENES:
+        return _few_components((_levels(brain, section, tile, bin_px, genes) for section, tile in places), panel)
+    held, step = list[Levels](), 1
+    for number, (section, tile) in enumerate(places):
+        if number % step == 0:
+            held.append(_levels(brain, section, tile, bin_px, genes))
+            while sum(table.nnz for table in held) > MAX_ENTRIES and len(held) > 1:
+                held, step = held[::2], 2 * step  # still evenly spread
+    # a gene that is nowhere has no part in any component
+    seen = np.unique(np.concatenate([np.unique(table.indices) for table in held]))
+    held = [table[:, seen] for table in held]
+    found = _few_components(held, len(seen)) if len(seen) <= FEW_GENES else _many_components(held, len(seen))
+    axes = np.zeros((panel, found.shape[1]))
+    axes[seen] = found
+    return axes
+
+
+def _few_components(tables: Iterable[Levels], genes: int) -> Float[np.ndarray, "gene component"]:
+    """Leading eigenvectors of the covariance over all bins, a table of genes by genes."""
+    product, total, bins = np.zeros((genes, genes)), np.zeros(genes), 0
+    for table in tables:
+        product += (table.T @ table).toarray()
+        total += table.sum(axis=0)
+        bins += table.shape[0]
     mean = total / bins
     _, vectors = np.linalg.eigh(product / bins - np.outer(mean, mean))
     return vectors[:, ::-1][:, :MAX_COMPONENTS]
+
+
+def _many_components(tables: Sequence[Levels], genes: int) -> Float[np.ndarray, "gene component"]:
+    """The same eigenvectors, to rounding and up to their signs, from products of the tables with vectors only.
+
+    Implicitly restarted Lanczos (Lehoucq, Sorensen and Yang, ARPACK Users' Guide, 1998) from a fixed vector; the mean
+    is taken off the products, so that the tables stay sparse.
+    """
+    bins = sum(table.shape[0] for table in tables)
+    mean = sum((table.sum(axis=0) for table in tables), np.zeros(genes)) / bins
+
+    def covariance(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+        products = (table.T @ (table @ vector) for table in tables)
+        return np.asarray(sum(products, np.zeros(genes)) / bins - mean * (mean @ vector))
+
+    # fewer bins than components span fewer
+    count = max(1, min(MAX_COMPONENTS, bins - 1))
+    start = np.random.default_rng([0, genes]).normal(size=genes)
+    operator = LinearOperator((genes, genes), matvec=covariance, dtype=np.float64)
+    _, vectors = eigsh(operator, count, v0=start, tol=0)
+    return np.asarray(vectors[:, ::-1])
+
+
+def _levels(brain: Brain, section: int, box: Box, bin_px: int, genes: NDArray[np.int64] | None) -> Levels:
+    """log1p counts of the bins of a box, row by row: as large as the box's transcripts, however many genes there are.
+
+    `box` is a whole number of bins and may leave the canvas.
+    """
+    found = brain.transcripts(section, box)
+    rows, columns = box.height // bin_px, box.width // bin_px
+    index = (found.y // bin_px).astype(np.int64) * columns + found.x // bin_px
+    shape = (rows * columns, len(brain.genes))
+    counts = sparse.coo_array((found.count.astype(np.float32), (index, found.gene)), shape=shape).tocsr()
+    chosen = counts if genes is None else counts[:, genes]
+    return sparse.csr_array(chosen.log1p(), dtype=np.float64)
 
 
 def _layers(
@@ -219,8 +286,9 @@ def _layers(
     genes: NDArray[np.int64] | None,
 ) -> Float[np.ndarray, "component y x"]:
     """Components of log1p counts in the bins of a box and one bin around it."""
-    counts = np.log1p(gene_bins(brain, [section], box.grow(bin_px), bin_px, genes)[:, 0])
-    return np.asarray(np.einsum("gyx,gc->cyx", counts, axes, optimize=True))
+    around = box.grow(bin_px)
+    layers = _levels(brain, section, around, bin_px, genes) @ axes
+    return np.asarray(layers.T.reshape(-1, around.height // bin_px, around.width // bin_px))
 
 
 def _target(

@@ -9,13 +9,17 @@ action=${1:?$usage}
 folder=$(realpath -m "${2:?$usage}")
 export SLURM_CONF="$folder/slurm.conf"
 
-free_port() {
-    python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+# Two at once, so that they differ.
+free_ports() {
+    python3 -c 'import socket
+both = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print(*(one.getsockname()[1] for one in both))'
 }
 
 write_settings() {
-    local host
+    local host ports
     host=$(hostname -s)
+    read -ra ports < <(free_ports)
     cat >"$SLURM_CONF" <<EOF
 ClusterName=test
 SlurmctldHost=$host(127.0.0.1)
@@ -23,8 +27,8 @@ SlurmUser=root
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket=$folder/munge.socket
-SlurmctldPort=$(free_port)
-SlurmdPort=$(free_port)
+SlurmctldPort=${ports[0]}
+SlurmdPort=${ports[1]}
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
 SlurmctldPidFile=$folder/slurmctld.pid
@@ -42,7 +46,10 @@ MpiDefault=none
 MailProg=/bin/true
 ReturnToService=2
 SlurmdParameters=config_overrides
-KillWait=60
+KillWait=300
+MessageTimeout=90
+BatchStartTimeout=120
+SlurmdTimeout=0
 MinJobAge=600
 NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 CPUs=8 RealMemory=1000 State=UNKNOWN
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -58,7 +65,7 @@ start() {
         --log-file="$folder/munged.log" --seed-file="$folder/munged.seed"
     slurmctld -c
     slurmd -c
-    for _ in $(seq 60); do
+    for _ in $(seq 240); do
         if [[ $(sinfo --noheader --format=%T 2>/dev/null) == idle ]]; then return; fi
         sleep 0.5
     done
@@ -67,24 +74,32 @@ start() {
     exit 1
 }
 
-# TERM, then KILL after ten seconds: a daemon of a test must not outlive it.
+# TERM, then KILL after twenty seconds: a daemon of a test must not outlive it.
 end() {
     local number
     number=$(cat "$1" 2>/dev/null) || return 0
     kill "$number" 2>/dev/null || return 0
-    for _ in $(seq 100); do
+    for _ in $(seq 200); do
         kill -0 "$number" 2>/dev/null || return 0
         sleep 0.1
     done
     kill -KILL "$number" 2>/dev/null || true
 }
 
-stop() {
-    scancel --full --user=root 2>/dev/null || true
-    for _ in $(seq 20); do
-        if [[ -z $(squeue --noheader --states=R,CG 2>/dev/null) ]]; then break; fi
+# Whether within a minute no job is left on the node.
+empty() {
+    for _ in $(seq 120); do
+        if [[ -z $(squeue --noheader --states=R,CG 2>/dev/null) ]]; then return; fi
         sleep 0.5
     done
+    return 1
+}
+
+# Jobs first: slurmd does not take them along.
+stop() {
+    scancel --user=root --state=PENDING 2>/dev/null || true
+    scancel --full --signal=KILL --user=root 2>/dev/null || true
+    empty || echo "jobs are left: $(squeue --noheader 2>&1)" >&2
     end "$folder/slurmd.pid"
     end "$folder/slurmctld.pid"
     end "$folder/munged.pid"
