@@ -84,8 +84,8 @@ class Cluster:
     def start_again(self, number: str) -> None:
         """Until a requeued job runs again, without the two minutes that SLURM lets it wait.
 
-        It must have left its node, and not start within the second of the requeue: the node takes the new start's
-        credential for the revoked one, and the job fails ("Job credential revoked"). Asked again where that was lost.
+        It must have left its node, and not start within the second of the requeue: the node may refuse that start, and
+        the job fails ("Job credential revoked"). Asked again where that was lost.
         """
         until, asked = time.monotonic() + PATIENCE_S, None
         while (found := self.job(number))["JobState"] != "RUNNING":
