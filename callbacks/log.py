@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
@@ -34,10 +36,17 @@ class MetricsLog(CSVLogger):
         assert isinstance(self._experiment, ExperimentWriter)
         return self._experiment
 
-    def rewind(self, step: int) -> None:
-        """Drop the rows of optimiser steps from `step` (counted from 0) on, and a last row that was cut short."""
+    def rewind(self, step: int, row: Mapping[str, Any] | None = None) -> None:
+        """Drop the rows of optimiser steps from `step` (counted from 0) on, and a last row that was cut short.
+
+        `row` is one of a step before, `step` its key for that; it is added where the table lacks it.
+        """
         if isinstance(self._experiment, _Table):
             self._experiment.rewind(step)
+            if row and not self._experiment.holds(row):
+                values = dict(row)
+                self.log_metrics(values, values.pop("step"))
+                self.save()
 
 
 class _Table(ExperimentWriter):
@@ -51,6 +60,11 @@ class _Table(ExperimentWriter):
         columns, rows = self._read()
         if columns:
             self._replace(columns, [row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < step])
+
+    def holds(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of that step has those columns."""
+        rows = self._read()[1]
+        return any(other["step"] == str(row["step"]) and all(other.get(key) for key in row) for other in rows)
 
     def _check_log_dir_exists(self) -> None:
         """Lightning's removes the file of an earlier start here."""

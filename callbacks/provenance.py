@@ -11,6 +11,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
 
 import tera_mind
 from callbacks.signals import StoppedBySignal
@@ -19,7 +20,7 @@ from tera_mind.formats.atomic import atomic_file
 
 VERSION = 1
 #: what has to stay the same for a run to be continued in its folder
-FIXED = ("method", "sections", "patch_px", "genes", "data_fingerprint", "seed", "data_seed")
+FIXED = ("method", "sections", "patch_px", "prediction", "genes", "data_fingerprint", "seed", "data_seed")
 
 
 class RunRecord(Callback):
@@ -54,10 +55,12 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         del pl_module
-        self._write(trainer)
         fixed = {key: value for key, value in self._record.items() if key not in {"status", "global_step", "ended"}}
         for logger in trainer.loggers:
             logger.log_hyperparams(fixed)
+            if isinstance(logger, WandbLogger) and self._record:
+                self._record["wandb_id"] = logger.version  # a resumed run goes on under it
+        self._write(trainer)
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -94,6 +97,7 @@ def describe(trainer: lightning.Trainer, module: Any) -> dict[str, Any]:
         "method": module.METHOD,
         "sections": module.info.model.sections,
         "patch_px": module.info.model.patch_px,
+        "prediction": module.info.prediction,
         "steps": trainer.max_steps,
         "genes": len(module.info.genes),
         "data_fingerprint": manifest.fingerprint,
@@ -146,7 +150,8 @@ def require_same_run(folder: Path, trainer: lightning.Trainer, module: Any) -> N
     if before is None:
         return
     ours = describe(trainer, module)
-    changed = [f"{key} {before.get(key)} there, {ours[key]} now" for key in FIXED if before.get(key) != ours[key]]
+    differing = [key for key in FIXED if key in before and before[key] != ours[key]]  # older records lack some
+    changed = [f"{key} {before[key]} there, {ours[key]} now" for key in differing]
     if changed:
         raise InputError(
             f"{folder} holds a run that is not this one ({'; '.join(changed)}): give another "

@@ -26,6 +26,8 @@ from tera_mind.sampling.plain import SamplerSettings, keyed_noise, sample_steps,
 
 #: slabs that are looked at for each region that is kept
 _LOOKED_AT = 4
+#: callbacks that need regions, as a refusal names them
+_PAINTING = "DDIMSampling, Morphometrics, StepsAblation"
 #: seed of the noise of all pictures: the same at every validation, so that only the model differs
 SEED = 0
 
@@ -83,11 +85,19 @@ def validation_regions(trainer: lightning.Trainer, module: GeneMorphModule, coun
     """The same `count` regions every time: of slabs spread evenly over the split, those with most transcripts.
 
     A region is the largest square of whole patches (at most 8) whose genes, with the sampler's halo, its slab holds.
-    Raises `InputError` where there is no validation split or its slabs are too small.
+    Raises `InputError` where nothing is validated (no such split, `limit_val_batches` 0) or its slabs are too small.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
     if not isinstance(data, PairsDataModule) or "val" not in data.manifest.splits:
-        raise InputError("pictures are made of validation tissue, and these shards have none: write them with --val")
+        raise InputError(
+            "pictures are made of validation tissue, and these shards have none: write them with --val, or remove the "
+            f"callbacks that paint ({_PAINTING}) from the recipe"
+        )
+    if not trainer.limit_val_batches:
+        raise InputError(
+            "pictures are made of validation tissue, and limit_val_batches is 0, so nothing is validated: raise it, "
+            f"or remove the callbacks that paint ({_PAINTING}) from the recipe"
+        )
     manifest, side, halo = data.manifest, module.info.model.patch_px, module.info.model.halo_px
     total = len(manifest.split("val").samples)
     numbers = np.unique(np.linspace(0, total - 1, min(total, _LOOKED_AT * count)).round().astype(int)).tolist()

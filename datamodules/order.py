@@ -219,11 +219,11 @@ class TrainingBatches:
 class FixedBatches:
     """Lists of given draws, one a step, of one rank: the same in every epoch.
 
-    The draws are wrapped to a multiple of the ranks (at most `ranks - 1` repeated), so that all ranks have equal steps
-    and equal batches; the last batch may be shorter.
+    `draws` is the table of `validation_draws`, a draw's number its row. They are wrapped to a multiple of the ranks (at
+    most `ranks - 1` repeated), so that all ranks have equal steps and equal batches; the last batch may be shorter.
     """
 
-    draws: Sequence[Draw]
+    draws: NDArray[np.int64]
     batch_size: int
     rank: int = 0
     ranks: int = 1
@@ -235,38 +235,39 @@ class FixedBatches:
         """Validation is the same in every epoch."""
 
     def __call__(self) -> Iterator[list[Draw]]:
-        surplus = -len(self.draws) % self.ranks
-        draws = [*self.draws, *[self.draws[0]] * surplus]
-        for start in range(0, len(draws), self.batch_size * self.ranks):
-            yield draws[start : start + self.batch_size * self.ranks][self.rank :: self.ranks]
+        total, step = len(self.draws) + -len(self.draws) % self.ranks, self.batch_size * self.ranks
+        for start in range(0, total, step):
+            numbers = range(start + self.rank, min(start + step, total), self.ranks)
+            yield [self._draw(number % len(self.draws)) for number in numbers]
+
+    def _draw(self, number: int) -> Draw:
+        slab, y, x = self.draws[number].tolist()
+        return Draw(number, slab, (y, x))
 
     def instead(self, draw: Draw, attempt: int) -> Draw:
         """What is drawn where a slab cannot be read: the next crop of the list, under the same number."""
-        return replace(self.draws[(draw.number + attempt) % len(self.draws)], number=draw.number)
+        return replace(self._draw((draw.number + attempt) % len(self.draws)), number=draw.number)
 
     @property
     def choices(self) -> int:
         return len(self.draws)
 
 
-def validation_draws(manifest: Manifest, split: str, crop_px: int) -> list[Draw]:
+def validation_draws(manifest: Manifest, split: str, crop_px: int) -> NDArray[np.int64]:
     """Crops side by side on a grid over every region of a split; slabs in a fixed shuffled order.
 
-    The order lets the first few batches show all of a region, for those who limit validation to them.
+    A row a draw: slab, y and x of the crop's corner. A table, since a whole brain has millions of them. The order lets
+    the first few batches show all of a region, for those who limit validation to them.
     """
-    draws: list[Draw] = []
-    for slab in np.random.default_rng([VALIDATION]).permutation(len(manifest.split(split).samples)).tolist():
-        place = manifest.split(split).samples[slab].place
-        corners = manifest.corners(split, slab, crop_px)
-        area = manifest.corner_area(split, place.brain, crop_px)
-        rows = _grid(corners.y0, corners.y1, area.y0, crop_px)
-        columns = _grid(corners.x0, corners.x1, area.x0, crop_px)
-        for y in rows:
-            for x in columns:
-                draws.append(Draw(len(draws), slab, (y, x)))
-    return draws
-
-
-def _grid(start: int, stop: int, origin: int, stride: int) -> range:
-    """Points of origin, origin + stride, ... in [start, stop)."""
-    return range(start + (origin - start) % stride, stop, stride)
+    counts = manifest.split(split).slabs
+    areas = [manifest.corner_area(split, brain, crop_px) if count else None for brain, count in enumerate(counts)]
+    origins = np.repeat([(0, 0) if area is None else (area.y0, area.x0) for area in areas], counts, axis=0)
+    shuffled = np.random.default_rng([VALIDATION]).permutation(sum(counts))
+    y0, y1, x0, x1 = manifest.all_corners(split, crop_px)[shuffled].astype(np.int64).T
+    first_y, first_x = y0 + (origins[shuffled, 0] - y0) % crop_px, x0 + (origins[shuffled, 1] - x0) % crop_px
+    # points of origin, origin + crop_px, ... in [y0, y1) and [x0, x1)
+    rows, columns = (np.maximum(0, -((first - end) // crop_px)) for first, end in ((first_y, y1), (first_x, x1)))
+    crops = rows * columns
+    of = np.repeat(np.arange(len(shuffled)), crops)
+    row, column = np.divmod(np.arange(len(of)) - (np.cumsum(crops) - crops)[of], columns[of])
+    return np.stack([shuffled[of], first_y[of] + row * crop_px, first_x[of] + column * crop_px], axis=1)

@@ -112,6 +112,12 @@ class PairsDataModule(lightning.LightningDataModule):
         slabs = self.manifest.split("train").slabs
         order = SlabOrder(slabs, tuple(brain_visits(slabs, self._weights)), self.seed)
         batches = TrainingBatches(order, self.batch_size, self.crops_per_slab, self.steps_per_epoch, rank, ranks)
+        if batches.pass_draws < batches.global_batch:
+            raise InputError(
+                f"the training split has {batches.pass_draws} draws a pass ({len(order)} slabs x "
+                f"{self.crops_per_slab} crops_per_slab), one global batch needs {batches.global_batch} "
+                f"({self.batch_size} x {ranks} ranks); lower batch_size or raise crops_per_slab"
+            )
         rank_zero_info(
             f"a pass over the slabs: {len(order)} visits of {self.crops_per_slab} crops in {batches.pass_steps} steps "
             f"of {batches.global_batch}, {batches.repeated} draws repeated to fill the last; "

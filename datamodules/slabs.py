@@ -43,7 +43,8 @@ class SlabReader:
         if not self._keeps_all:
             self._slabs = {}
         missing = [number for number in dict.fromkeys(numbers) if number not in found]
-        found |= zip(missing, self._manifest.read_many(self._split, missing), strict=True)
+        if missing:
+            found |= zip(missing, self._manifest.read_many(self._split, missing), strict=True)
         self._slabs |= {number: slab for number, slab in found.items() if isinstance(slab, Slab)}
         return found
 

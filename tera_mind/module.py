@@ -202,9 +202,18 @@ class GeneMorphModule(lightning.LightningModule):
         return torch.optim.AdamW(
             self.network.parameters(),
             lr=self.hparams["learning_rate"],
-            betas=(0.9, 0.99) if self.hparams["decay"] == "cosine" else (0.9, 0.999),
-            weight_decay=self.hparams["weight_decay"],
+            **self._adam(),
         )
+
+    def _adam(self) -> dict[str, Any]:
+        betas = (0.9, 0.99) if self.hparams["decay"] == "cosine" else (0.9, 0.999)
+        return {"betas": betas, "weight_decay": self.hparams["weight_decay"]}
+
+    def on_train_start(self) -> None:
+        """A checkpoint brings the settings of its optimiser; those of this run count."""
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group.update(self._adam())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         del batch, batch_idx

@@ -36,7 +36,7 @@ class StepRecorder(Callback):
 
 
 class SignalAt(Callback):
-    """Sends this process a signal at the start of a batch of a step, or in the midst of a save; 9 is the end of it."""
+    """Sends this process a signal at the start of a batch of a step, or within or after a save; 9 is the end of it."""
 
     def __init__(self, step: int, number: int, rank: int = 0, where: str = "batch") -> None:
         self.step, self.number, self.rank, self.where = step, number, rank, where
@@ -64,6 +64,14 @@ class SignalAt(Callback):
                 save(content, path)
 
             torch.save = torn
+        if self.where == "saved":
+            write = trainer.save_checkpoint
+
+            def then_send(*arguments, **more):
+                write(*arguments, **more)
+                self._send(trainer, "saved")
+
+            trainer.save_checkpoint = then_send
 
 
 class BadBatch(Callback):

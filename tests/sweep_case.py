@@ -35,6 +35,7 @@ _STAND_IN = """\
 shift 3
 echo "$*" >> "$FOLDER/calls"
 if [ -e "$FOLDER/fail" ]; then case "$*" in *"$(cat "$FOLDER/fail")"*) echo broken; exit 3;; esac; fi
+if [ -e "$FOLDER/stop" ] && [ "$1" = "$(cat "$FOLDER/stop")" ]; then exit 75; fi
 if [ -e "$FOLDER/slow" ]; then
     trap 'kill $!; exit 75' TERM USR1
     sleep "$(cat "$FOLDER/slow")" &
@@ -58,7 +59,7 @@ def write_sweep(folder: Path, **changes) -> Path:
 
 
 def stand_in(folder: Path) -> str:
-    """Path of the stand-in; the files fail, slow and meet of the folder say how it behaves."""
+    """Path of the stand-in; the files fail, stop, slow and meet of the folder say how it behaves."""
     path = folder / "stand-in"
     path.write_text(_STAND_IN.replace("$FOLDER", str(folder)))
     path.chmod(0o755)

@@ -33,6 +33,9 @@ def test_every_ablation_can_run(path, tmp_path):
     check_metrics(sweep)
     last = select_runs(plan, [f"{setting}={found[-1]}", f"seed={sweep.seeds[-1]}"])
     check_commands(plan.of_run(last[0]))
+    names = [callback["class_path"] for callback in yaml.safe_load(sweep.recipe.read_text())["trainer"]["callbacks"]]
+    if {name.split(".")[1] for name in names} & {"sampling", "morphometrics", "steps"}:
+        assert all("--val" in task.words for task in plan.of_stage("shards"))  # what these callbacks paint
     if setting == "steps":
         assert len(plan.of_stage("fit")) == len(sweep.seeds)  # one trained model a seed
 

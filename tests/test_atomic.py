@@ -160,6 +160,7 @@ def test_leftovers_of_dead_processes_are_swept(tmp_path: Path, write: Callable[[
     dead, alive = dead_process(), os.getppid()
     (tmp_path / f".out.partial-{dead}").mkdir()
     (tmp_path / f".out.partial-{dead}" / "half").write_text("half")
+    (tmp_path / f".out.scratch-{dead}").mkdir()
     kept = [f".out.partial-{alive}", f".out.partial-{dead}.txt", f".other.partial-{dead}"]
     for name in kept:
         (tmp_path / name).write_text("of another process or another output")

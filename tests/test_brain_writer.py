@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,10 +121,29 @@ def alter_rows(path: Path) -> None:
         shutil.copytree(path / "transcripts" / "0" / name, path / "transcripts" / "1" / name)
 
 
-def alter_digest(path: Path) -> None:
+def alter_tissue(path: Path) -> None:
+    array = zarr.open_array(path / "tissue", mode="r+")
+    array[1, 2, 3] = 1 - array[1, 2, 3]
+
+
+def flip(path: Path, share: float) -> None:
+    """Another bit in a file, at a share of its length."""
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 16
+    path.write_bytes(content)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the attributes of a store."""
     record = json.loads((path / "zarr.json").read_text())
-    record["attributes"]["tera_mind"]["sections"][1]["sha256"] = "0" * 64
+    change(record["attributes"]["tera_mind"])
     (path / "zarr.json").write_text(json.dumps(record))
+
+
+def alter_transcripts(path: Path, section: int) -> None:
+    edit(
+        path, lambda facts: facts["sections"][section].update(transcripts=facts["sections"][section]["transcripts"] + 1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,10 +153,19 @@ def alter_digest(path: Path) -> None:
         (lambda path: swap(*(path / f"images/0/c/{c}/1/0/0" for c in "01")), "images/0/c/0/1/0/0 is not as it was"),
         (alter_pyramid, "level 2 of section 1"),
         (alter_rows, "transcripts/1 are not as they were"),
-        (alter_digest, "section 1 .* is not as its SHA-256 says"),
+        (
+            lambda path: edit(path, lambda facts: facts["sections"][1].update(sha256="0" * 64)),
+            "section 1 .* is not as its SHA-256 says",
+        ),
         (lambda path: (path / "transcripts/1/rows/c/0/0").unlink(), "transcripts/1/rows/c/0/0 cannot be read"),
         (lambda path: (path / "images/1/c/0/1/0/0").unlink(), "level 1 of section 1"),
-        (lambda path: shutil.rmtree(path / "checksums/c/1"), "section 1"),
+        (lambda path: shutil.rmtree(path / "checksums/c/1"), r"checksums/c/1/0/0/0/0 is lost"),
+        (lambda path: (path / "images/0/c/1/1/0/1").write_bytes(b""), r"section 1 .*images/0/c/1/1/0/1 is lost"),
+        (lambda path: flip(path / "images/0/c/1/1/0/1", 0.3), "section 1 .* is damaged"),
+        (lambda path: flip(path / "tissue/c/1/0/0", 0.7), "tissue is damaged in section 1"),
+        (lambda path: (path / "tissue/c/1/0/0").unlink(), "tissue/c/1/0/0 is lost"),
+        (alter_tissue, "section 1 .* is not as its SHA-256 says"),
+        (lambda path: alter_transcripts(path, 1), "transcripts/1 holds .* transcripts, the attributes promise"),
     ],
 )
 def test_verify_names_what_was_altered(whole, tmp_path, alter, message):
@@ -147,14 +177,62 @@ def test_verify_names_what_was_altered(whole, tmp_path, alter, message):
     assert done == [0, 1]  # the first section is whole
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda facts: facts.update(genes=facts["genes"][::-1]), "attributes of"),
+        (lambda facts: facts.update(stains=facts["stains"][::-1]), "attributes of"),
+        (lambda facts: facts.update(pixel_um=0.5), "attributes of"),
+        (lambda facts: facts["sections"][1].update(z_um=11.0), "attributes of"),
+        (lambda facts: facts["sections"][0].update(affine_um_to_px=[[2.5, 0, 1], [0, 2.5, 0]]), "attributes of"),
+        (lambda facts: facts["intensity_range"].update(PolyT=[0.0, 254.0]), "attributes of"),
+        (lambda facts: facts.pop("fingerprint"), "attributes of"),
+        (lambda facts: facts["genes"].pop(), "has gene 4, the attributes name 4 genes"),
+    ],
+)
+def test_verify_sees_changed_attributes(whole, tmp_path, change, message):
+    path = Path(shutil.copytree(whole.path, tmp_path / "b.zarr"))
+    edit(path, change)
+    with pytest.raises(FormatError, match=message):
+        Brain.open(path).verify()
+
+
+@pytest.mark.parametrize("share", [0.002, 0.1, 0.5, 0.9, 0.9999])
+def test_a_flipped_bit_is_never_read_as_data(whole, tmp_path, share):
+    path = Path(shutil.copytree(whole.path, tmp_path / "b.zarr"))
+    flip(path / "images/0/c/0/0/0/0", share)
+    flip(path / "tissue/c/0/0/0", share)
+    brain = Brain.open(path)
+    for read in (lambda: brain.image(brain.canvas, [0]), lambda: brain.tissue(0)):
+        with pytest.raises(FormatError, match="damaged"):
+            read()
+    np.testing.assert_array_equal(brain.image(brain.canvas, [1]), contents()[0][:, 1:])
+    np.testing.assert_array_equal(brain.tissue(1), whole.tissue(1))
+
+
+def test_no_tissue_is_stored_and_a_lost_mask_is_not_read_as_none(tmp_path):
+    rows = random_transcripts(np.random.default_rng(0), 70, 70, 9, 1)
+    brain = create_brain(
+        tmp_path / "b.zarr", image=np.ones((1, 1, 70, 70), np.uint8), transcripts=[rows], genes=["a"], stains=["DAPI"],
+        pixel_um=1.0, tissue=np.zeros((1, 2, 2), bool),
+    )  # fmt: skip
+    assert not brain.tissue(0).any()
+    brain.verify()
+    for damage in (lambda path: path.write_bytes(b""), Path.unlink):
+        damage(brain.path / "tissue/c/0/0/0")
+        with pytest.raises(FormatError, match="tissue/c/0/0/0 is lost, so a part of section 0"):
+            brain.tissue(0)
+
+
 def test_a_lost_window_is_not_read_as_zeros(whole, tmp_path):
     path = Path(shutil.copytree(whole.path, tmp_path / "b.zarr"))
     assert not (path / "images/0/c/1/0/0/1").exists()  # empty, so not stored
     assert not Brain.open(path).image(whole.canvas, [0])[1, 0, :, 2048:].any()
-    (path / "images/0/c/0/0/0/1").unlink()
-    brain = Brain.open(path)
-    with pytest.raises(FormatError, match=r"images/0/c/0/0/0/1 is lost, so a part of section 0"):
-        brain.image(brain.canvas)
+    for damage in (lambda shard: shard.write_bytes(b""), Path.unlink):
+        damage(path / "images/0/c/0/0/0/1")
+        brain = Brain.open(path)
+        with pytest.raises(FormatError, match=r"images/0/c/0/0/0/1 is lost, so a part of section 0"):
+            brain.image(brain.canvas)
     np.testing.assert_array_equal(
         brain.image(brain.canvas.intersect(brain.canvas.shift(0, -352)), [0]), contents()[0][:, :1, :, :2048]
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_brain import make_brain
 from tiny_training import exit_code, fit_arguments, log_column, tiny_shards
 
 from callbacks.morphometrics import Morphometrics
@@ -15,6 +16,8 @@ from callbacks.regions import Region
 from callbacks.sampling import side_by_side
 from callbacks.throughput import training_flops
 from datamodules.pairs import PairsDataModule
+from tera_mind.formats.shard_plan import plan_shards
+from tera_mind.formats.shards import write_shards
 from tera_mind.formats.slab import Slab
 from tera_mind.geometry import Box, section_window
 from tera_mind.metrics.fidelity import psnr
@@ -77,6 +80,26 @@ def test_watching_changes_nothing(runs):
     for key, value in plain["state_dict"].items():
         assert torch.equal(value, watched["state_dict"][key]), key
     assert log_column(runs / "plain", "train/loss") == log_column(runs / "watched", "train/loss")
+
+
+@pytest.mark.parametrize(
+    ("plan", "more", "said"),
+    [
+        ({}, {}, "write them with --val, or remove"),
+        ({"val": ":,60%:"}, {"trainer__limit_val_batches": 0}, "limit_val_batches is 0"),
+    ],
+)
+def test_nothing_to_paint_is_said_before_the_first_step(plan, more, said, tmp_path, capsys):
+    made = make_brain(tmp_path / "brain.zarr", shape=(2, 2, 96, 128), rows=500)
+    plan = plan_shards([made], train=":,:60%", gene_sections=1, core_px=32, crop_px=32, **plan)
+    shards = write_shards([made], tmp_path / "shards", plan, shard_mb=1.0).folder
+    arguments = fit_arguments(shards, tmp_path / "run", **more)
+    capsys.readouterr()
+    assert exit_code(["fit", *arguments, f"--trainer.callbacks+={CALLBACKS[0]}"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert said in lines[-1]
+    assert sum("tera-mind" in line for line in lines) == 1
+    assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
 def test_the_same_noise_and_regions_at_every_validation(runs):

@@ -77,11 +77,13 @@ def test_types_and_a_name_that_is_taken(monkeypatch):
         (["--canvas-um", "100,-3"], "a canvas needs a positive height and width in um, got 100, -3"),
         (["--missing", "perhaps"], "invalid choice"),
         (["--workers", "0"], "--workers must be at least 1"),
-        (["--sections", "none.csv"], "expected a table of sections at none.csv"),
+        (["--sections", "none.csv"], "none.csv, nothing is there"),
         (["--sections", "none.csv", "--z-um", "3"], "leave --z-um out"),
         (["--gene-names", "none.csv"], "none.csv"),
         (["--drop-genes", "("], "'(' is no regular expression"),
         (["--range", "DAPI"], "argument --range: invalid"),
+        (["--range", "DAPI=-1000:4000"], "raw intensities begin at 0, got DAPI=-1000:4000"),
+        (["--range", "DAPI=0:inf"], "argument --range: invalid"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path, options, words, capsys):
@@ -163,7 +165,7 @@ def test_warnings_are_counted_at_the_end(tmp_path, capsys):
     assert cli("ingest", "xenium", one, two, "--out", out, "--genes", "all") == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert any("5% of the transcripts of section one lie outside its image" in line for line in warnings)
-    assert any("7 rows left out: no position, first in one" in line for line in warnings)
+    assert any("7 transcripts left out: no position, first in one" in line for line in warnings)
     assert any("section two has no transcript of 1 of the brain's genes" in line for line in warnings)
     assert not any("outside" in line and "two" in line for line in warnings)
     assert cli("ingest", "xenium", one, two, "--out", out, "--genes", "shared", "--overwrite") == 0

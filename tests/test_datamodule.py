@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import product
 
 import lightning
@@ -124,7 +125,7 @@ def test_a_batch_is_what_the_brain_holds_at_its_position(brain, shards, augment)
 
 
 def test_crops_reach_every_part_of_their_region_and_no_other(shards):
-    data = module(shards, batch_size=100, steps_per_epoch=6)
+    data = module(shards, batch_size=100, crops_per_slab=6, steps_per_epoch=6)
     positions = torch.cat([batch["position"] for batch in data.train_dataloader()])
     assert positions[:, 1].unique().tolist() == [0, 1]
     assert (positions[:, 2].min(), positions[:, 2].max()) == (-8, 120 + 8 - 32)  # overhang of a quarter at the canvas
@@ -134,7 +135,7 @@ def test_crops_reach_every_part_of_their_region_and_no_other(shards):
 
 
 def test_smaller_crops_overhang_less(shards):
-    data = module(shards, patch_px=8, batch_size=100, steps_per_epoch=6)
+    data = module(shards, patch_px=8, batch_size=100, crops_per_slab=6, steps_per_epoch=6)
     positions = torch.cat([batch["position"] for batch in data.train_dataloader()])
     assert (positions[:, 2].min(), positions[:, 2].max()) == (-4, 120 + 4 - 16)
     assert (positions[:, 3].min(), positions[:, 3].max()) == (-4, 120 - 16)
@@ -160,7 +161,7 @@ def test_workers_change_nothing_and_epochs_go_on(shards):
 @settings(max_examples=60, deadline=None)
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 6), ranks=st.integers(1, 4))
 def test_validation_is_shared_out_once_with_equal_steps(count, batch_size, ranks):
-    draws = [Draw(number, 0, (0, 0)) for number in range(count)]
+    draws = np.stack([np.arange(count) + 5, np.arange(count), -np.arange(count)], axis=1)
     parts = [FixedBatches(draws, batch_size, rank, ranks) for rank in range(ranks)]
     rows = [[len(batch) for batch in part()] for part in parts]
     assert rows == [rows[0]] * ranks
@@ -168,6 +169,38 @@ def test_validation_is_shared_out_once_with_equal_steps(count, batch_size, ranks
     numbers = sorted(draw.number for part in parts for batch in part() for draw in batch)
     assert set(numbers) == set(range(count))
     assert len(numbers) - count < ranks
+    first = next(parts[0]())[0]
+    assert (first, parts[0].instead(first, 1)) == (
+        Draw(0, 5, (0, 0)),
+        Draw(0, 5 + 1 % count, (1 % count, -(1 % count))),
+    )
+
+
+@pytest.mark.parametrize("crop_px", [8, 16, 32])
+def test_validation_draws_are_the_grid_of_every_slab(shards, crop_px):
+    expected = []
+    samples = shards.splits["val"].samples
+    boxes = [shards.corners("val", slab, crop_px) for slab in range(len(samples))]
+    table = validation_draws(shards, "val", crop_px)
+    order = list(dict.fromkeys(table[:, 0].tolist()))
+    assert order != sorted(order)
+    for slab in order:
+        area, box = shards.corner_area("val", samples[slab].place.brain, crop_px), boxes[slab]
+        points = product(range(area.y0, area.y1, crop_px), range(area.x0, area.x1, crop_px))
+        expected += [[slab, y, x] for y, x in points if box.y0 <= y < box.y1 and box.x0 <= x < box.x1]
+    assert table.tolist() == expected
+    every = [[box.y0, box.y1, box.x0, box.x1] for box in boxes]
+    assert shards.all_corners("val", crop_px).tolist() == every
+
+
+def test_a_long_validation_makes_only_the_draws_asked_for():
+    draws = np.zeros((500_000, 3), np.int64)
+    tracemalloc.start()
+    batch = next(FixedBatches(draws, 32, rank=1, ranks=2)())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [draw.number for draw in batch] == list(range(1, 64, 2))
+    assert peak < 1e5
 
 
 def test_validation_lies_side_by_side_and_stays_the_same(brain, shards):
@@ -223,6 +256,12 @@ def test_facts_are_plain_values_before_setup(shards):
 def test_settings_that_do_not_fit_are_refused(shards, settings, message):
     with pytest.raises(InputError, match=message):
         module(shards, **settings)
+
+
+def test_a_pass_shorter_than_one_global_batch_is_refused(shards):
+    assert len(module(shards, batch_size=72, steps_per_epoch=None).train_dataloader()) == 1  # 18 slabs, 4 crops each
+    with pytest.raises(InputError, match=r"has 72 draws a pass .*global batch needs 73 .*lower batch_size"):
+        module(shards, batch_size=73).train_dataloader()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

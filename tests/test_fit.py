@@ -12,7 +12,7 @@ import wandb
 import yaml
 from lightning.pytorch.callbacks import Timer
 from tiny_brain import GENES
-from tiny_training import ROOT, SHAPE, exit_code, fit_arguments, log_column, tiny_config, tiny_shards
+from tiny_training import ROOT, SHAPE, exit_code, fit_arguments, in_child, log_column, tiny_config, tiny_shards
 
 import tera_mind
 from callbacks.checkpoint import BestCheckpoints, LastCheckpoint
@@ -356,6 +356,10 @@ def test_wandb_works_offline(shards, tmp_path, monkeypatch):
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert wandb.run.config["data_fingerprint"] == record["data_fingerprint"]
+    wandb.finish()
+    assert in_child(["fit", *arguments[:2], "-c", str(extra), *arguments[2:], "--trainer.max_steps=2"]) == 0
+    made = {path.name.rpartition("-")[2] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")}
+    assert made == {record["wandb_id"]}
 
 
 def test_init_from_starts_from_those_weights(run, shards):

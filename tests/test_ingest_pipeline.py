@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from killed_ingest import HEIGHT, SECTIONS, WIDTH, canvas, write_images
+from tiny_brain import make_brain
 
 from tera_mind.errors import FormatError, InputError, MissingFileError, TeraMindError
 from tera_mind.formats.brain import Brain
@@ -185,7 +186,7 @@ def test_other_rules_keep_what_was_read(images, tmp_path):
 
 def test_the_old_store_stays_until_the_new_is_whole(images, expected, tmp_path):
     out = tmp_path / "b.zarr"
-    out.mkdir()
+    make_brain(out)
     (out / "old").touch()
     with pytest.raises(InputError, match="already there"):
         ingest(canvas(images), out)

@@ -7,9 +7,12 @@ import json
 import numpy as np
 import pytest
 from scipy import ndimage
+from tiny_training import tiny_shards
 
 from tera_mind.cli.main import main
 from tera_mind.formats.brain import Brain, Transcripts, create_brain
+from tera_mind.formats.maps import Map, MapAttributes
+from tera_mind.geometry import Box
 from tera_mind.survey.alignment import measure_alignment
 from tera_mind.survey.measure import survey_brain
 
@@ -159,3 +162,53 @@ def test_the_command_prints_draws_and_refuses(tmp_path, monkeypatch, capsys):
     assert main(["inspect", "b.zarr", "--figure", "b.pdf"]) == 0
     assert (tmp_path / "b.pdf").read_bytes().startswith(b"%PDF")
     assert Brain.open("b.zarr").fingerprint in capsys.readouterr().out
+
+
+def test_verify_reads_a_brain_against_its_checksums(tmp_path, capsys):
+    path = tmp_path / "b.zarr"
+    random = np.random.default_rng(8)
+    brain = brain_of(path, [nuclei(random), nuclei(random)])
+    total = sum(section.transcripts for section in brain.sections)
+    assert main(["inspect", str(path), "--verify"]) == 0
+    printed = capsys.readouterr()
+    assert f"verified: 2 sections, {total:,} transcripts and all images are as" in printed.out
+    assert "verifying sections" in printed.err
+    assert not list(tmp_path.glob("*.png"))
+    assert main(["inspect", str(path), "--verify", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verified"].startswith("2 sections")
+    rows = path / "transcripts" / "1" / "rows" / "c" / "0" / "0"
+    data = bytearray(rows.read_bytes())
+    data[len(data) // 2] ^= 1
+    rows.write_bytes(data)
+    assert main(["inspect", str(path), "--verify"]) == 2
+    printed = capsys.readouterr()
+    assert "verified" not in printed.out
+    (error,) = (line for line in printed.err.splitlines() if "verifying" not in line)
+    assert "section 1 (section_001)" in error
+
+
+def test_verify_reads_shards_against_their_checksums(tmp_path, capsys):
+    folder = tiny_shards(tmp_path)
+    assert main(["inspect", str(folder), "--verify"]) == 0
+    size = sum(path.stat().st_size for path in folder.glob("*.tar"))
+    assert f"verified: 2 splits, {size:,} bytes of shards are as" in capsys.readouterr().out
+    shard = next(folder.glob("train-*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert main(["inspect", str(folder), "--verify"]) == 2
+    printed = capsys.readouterr()
+    assert "verified" not in printed.out
+    assert f"{shard} is damaged: its SHA-256 is not the manifest's" in printed.err
+
+
+def test_what_has_no_checksums_is_not_verified(tmp_path, capsys):
+    attributes = MapAttributes(
+        name="Uncertainty", unit="", channels=("DAPI",), low=0.0, high=1.0,
+        box=Box(0, 32, 0, 64), sections=(0,), step_px=32, pixel_um=0.5,
+    )  # fmt: skip
+    Map.write(tmp_path / "m.zarr", np.zeros(attributes.shape, np.float32), attributes)
+    assert main(["inspect", str(tmp_path / "m.zarr"), "--verify"]) == 2
+    assert "--verify needs the checksums of a brain store or shard folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["inspect", str(tmp_path / "m.zarr"), "--verify", "--quick"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -10,7 +12,7 @@ from scipy import ndimage, stats
 from tiny_brain import make_brain
 
 from tera_mind.errors import InputError
-from tera_mind.formats.brain import Transcripts
+from tera_mind.formats.brain import Transcripts, gene_bins
 from tera_mind.geometry import Box
 from tera_mind.metrics import bootstrap, controls, fidelity
 from tera_mind.metrics.tiles import features, frechet
@@ -159,3 +161,82 @@ def test_ridge_of_shared_genes_ignores_the_others(tmp_path):
     ridge = controls.fit_ridge(brain, [0], brain.canvas, 1.0, own)
     assert ridge.axes.shape[0] == 2
     assert controls.predict_ridge(brain, 0, brain.canvas, brain.canvas, ridge, own).shape == (1, 128, 128)
+
+
+def dense_components(brain, box, bin_px, genes=None):
+    """Principal components of log1p counts a bin, from the dense table."""
+    levels = np.log1p(gene_bins(brain, [0], box, bin_px, genes)[:, 0]).reshape(-1, box.height * box.width // bin_px**2)
+    rows = levels.T.astype(np.float64)
+    return np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2][: controls.MAX_COMPONENTS].T
+
+
+@pytest.fixture(scope="module")
+def wide_panel(tmp_path_factory):
+    names = [f"G{gene}" for gene in range(160)]
+    folder = tmp_path_factory.mktemp("wide")
+    return make_brain(folder / "b.zarr", shape=(1, 1, 192, 192), stains=("DAPI",), genes=names, rows=9000, pixel_um=1.0)
+
+
+@pytest.mark.parametrize("few", [controls.FEW_GENES, 8])
+def test_components_are_those_of_the_dense_table(wide_panel, monkeypatch, few):
+    """Covariance and Lanczos span what a singular value decomposition spans, whatever the tiles."""
+    monkeypatch.setattr(controls, "FEW_GENES", few)
+    monkeypatch.setattr(controls, "TILE_BINS", 20)
+    own = np.random.default_rng(1).permutation(160)[:140]
+    for genes in (None, own):
+        expected = dense_components(wide_panel, wide_panel.canvas, 3, genes)
+        ridge = controls.fit_ridge(wide_panel, [0], wide_panel.canvas, 1.0, genes)
+        np.testing.assert_allclose(ridge.axes @ ridge.axes.T, expected @ expected.T, atol=1e-7)
+        again = controls.fit_ridge(wide_panel, [0], wide_panel.canvas, 1.0, genes)
+        np.testing.assert_array_equal(ridge.axes, again.axes)
+        np.testing.assert_array_equal(ridge.weights, again.weights)
+
+
+def test_layers_are_those_of_dense_counts(wide_panel):
+    own, box = np.random.default_rng(2).permutation(160)[:30], Box(0, 60, 150, 192)
+    axes = np.random.default_rng(3).normal(size=(30, 4))
+    counts = np.log1p(gene_bins(wide_panel, [0], box.grow(3), 3, own)[:, 0])
+    found = controls._layers(wide_panel, 0, box, 3, axes, own)
+    np.testing.assert_allclose(found, np.einsum("gyx,gc->cyx", counts, axes), atol=1e-6)
+
+
+def test_ridge_of_a_large_panel_needs_no_more_than_its_transcripts(tmp_path):
+    """20,000 genes in 64 x 64 bins: a table of genes by genes would have 3.2 GB, one of genes by bins 348 MB."""
+    names = [f"G{gene}" for gene in range(20_000)]
+    brain = make_brain(
+        tmp_path / "b.zarr", shape=(1, 1, 192, 192), stains=("DAPI",), genes=names, rows=4000, pixel_um=1.0
+    )
+    tracemalloc.start()
+    try:
+        ridge = controls.fit_ridge(brain, [0], brain.canvas, 1.0)
+        image = controls.predict_ridge(brain, 0, brain.canvas, brain.canvas, ridge)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert ridge.axes.shape == (20_000, controls.MAX_COMPONENTS)
+    assert np.ptp(image) > 0
+    assert peak < 200e6
+
+
+def test_components_of_many_transcripts_take_evenly_spread_tiles(wide_panel, monkeypatch):
+    monkeypatch.setattr(controls, "FEW_GENES", 8)
+    monkeypatch.setattr(controls, "TILE_BINS", 16)
+    monkeypatch.setattr(controls, "MAX_ENTRIES", 4000)
+    seen = []
+    monkeypatch.setattr(controls, "_many_components", lambda tables, genes: seen.extend(tables) or np.eye(genes, 2))
+    controls.fit_ridge(wide_panel, [0], wide_panel.canvas, 1.0)
+    tiles = list(wide_panel.canvas.tiles(48, 48))
+    expected = [(gene_bins(wide_panel, [0], tile, 3) > 0).sum() for tile in tiles[::4]]
+    assert [table.nnz for table in seen] == expected
+    assert 2000 < sum(expected) <= 4000
+
+
+def test_ridge_of_an_empty_region_is_a_constant(tmp_path, monkeypatch):
+    monkeypatch.setattr(controls, "FEW_GENES", 2)
+    image = np.full((1, 1, 192, 192), 90, np.uint8)
+    tissue = np.ones((1, 3, 3), bool)
+    brain = make_brain(
+        tmp_path / "b.zarr", shape=image.shape, stains=("DAPI",), rows=0, image=image, tissue=tissue, pixel_um=1.0
+    )
+    ridge = controls.fit_ridge(brain, [0], brain.canvas, 1.0)
+    assert (controls.predict_ridge(brain, 0, brain.canvas, brain.canvas, ridge) == 90).all()

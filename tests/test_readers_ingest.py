@@ -10,8 +10,12 @@ import tifffile
 from instruments_more import BUILDERS, COSMX_UM, SETTINGS, write_bil, write_cosmx, write_published, write_table
 
 from tera_mind.cli.main import main
+from tera_mind.errors import InputError
 from tera_mind.formats.brain import Brain
+from tera_mind.ingest.pipeline import ingest
+from tera_mind.ingest.placing import place
 from tera_mind.ingest.registry import READERS
+from tera_mind.ingest.table import TableReader
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +120,26 @@ def test_a_mouse_of_the_deposit(tmp_path):
     brain = Brain.open(tmp_path / "b.zarr")
     assert [(section.name, section.z_um) for section in brain.sections] == [("1199650932", 0), ("1199650935", 150)]
     assert brain.genes == ("A", "B", "C")
+
+
+def test_an_exported_ome_zarr_is_not_stretched_again(tmp_path):
+    write_table(tmp_path / "spots")
+    words, one, two = options("table"), tmp_path / "one.zarr", tmp_path / "two.zarr"
+    assert cli("ingest", "table", tmp_path / "spots", "--out", one, *words) == 0
+    (tmp_path / "spots" / "stains.ome.tif").unlink()
+    assert cli("export", one, "--to", "ome-zarr", "--out", tmp_path / "spots" / "stains.zarr") == 0
+    assert cli("ingest", "table", tmp_path / "spots", "--out", two, *words) == 0
+    before, after = Brain.open(one), Brain.open(two)
+    np.testing.assert_array_equal(after.image(after.canvas), before.image(before.canvas))
+    assert places(after) == places(before)
+    assert after.intensity_range == {"DAPI": (0.0, 255.0), "PolyT": (0.0, 255.0)}
+    assert before.intensity_range != after.intensity_range
+
+
+@pytest.mark.parametrize("bounds", [(-1000.0, 4000.0), (9.0, 9.0), (0.0, np.inf)])
+def test_a_range_that_would_paint_what_is_outside_is_refused(tmp_path, bounds):
+    write_table(tmp_path / "spots")
+    canvas = place(TableReader(**SETTINGS["table"]).sections(tmp_path / "spots", 0.0))
+    with pytest.raises(InputError, match="the range of stain DAPI should be 0 <= low < high"):
+        ingest(canvas, tmp_path / "b.zarr", ranges={"DAPI": bounds})
+    assert [path.name for path in tmp_path.iterdir()] == ["spots"]

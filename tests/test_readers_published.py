@@ -72,6 +72,17 @@ def test_split_reads_every_tile_once(tmp_path, monkeypatch):
         read_all(reader, tmp_path / "brain")
 
 
+def test_a_split_whose_record_is_damaged_is_refused(tmp_path):
+    write_published(tmp_path / "brain", sections=2)
+    reader = PublishedReader(split=str(tmp_path / "s"))
+    (first, _) = reader.sections(tmp_path / "brain", 0.0)
+    assert list(first.batches())
+    for damage in ("{", "[]", "\xff"):
+        (tmp_path / "s" / "tiles.json").write_bytes(damage.encode("latin-1"))
+        with pytest.raises(TeraMindError, match="does not say which tiles it was made of; remove its folder"):
+            list(first.batches())
+
+
 def test_a_split_that_fails_leaves_nothing(tmp_path):
     write_published(tmp_path / "brain")
     max((tmp_path / "brain" / "genes").iterdir()).write_bytes(b"PK")
@@ -142,7 +153,7 @@ def test_counts_that_are_none_are_dropped_and_counted(tmp_path):
     assert arrays["data"][mine].tolist() == [3]
     np.savez(path, **arrays | {"data": np.where(mine, np.nan, arrays["data"].astype(float))})
     section = PublishedReader().sections(tmp_path / "brain", 0.0)[0]
-    assert dropped(section) == {"no count": 1}
+    assert dropped(section) == {"no count": 1}  # nobody knows how many
     assert sum(int(batch.count.sum()) for batch in section.batches()) == len(truth.gene) - 3
 
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import differences, exit_code, fit_arguments, in_child, tiny_recipe, tiny_shards, with_callback
+import yaml
+from tiny_training import (
+    RECIPE,
+    differences,
+    exit_code,
+    fit_arguments,
+    in_child,
+    log_column,
+    tiny_recipe,
+    tiny_shards,
+    with_callback,
+)
 
 from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.log import MetricsLog
@@ -49,9 +61,9 @@ def whole(arguments, tmp_path_factory):
     return run
 
 
-def assert_same_end(one, other):
+def assert_same_end(one, other, steps=STEPS):
     first, second = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (one, other))
-    assert first["global_step"] == STEPS
+    assert first["global_step"] == steps
     for content in (first, second):
         del content["callbacks"]["Timer"]  # a clock
     assert not differences(first, second)
@@ -104,6 +116,104 @@ def test_stopped_and_resumed_is_bit_equal(number, code, whole, arguments, tmp_pa
     assert in_child(given) == 0
     assert_same_end(whole(2), tmp_path)
     assert json.loads((tmp_path / "run.json").read_text())["started"] == record["started"]
+
+
+@pytest.mark.parametrize("every", [pytest.param(3, marks=slow), 250])
+def test_a_stop_in_the_last_step_of_an_epoch_saves_that_step(every, whole, shards, tmp_path):
+    recipe = tiny_recipe(tmp_path, LastCheckpoint={"every_n_train_steps": every})
+    out = tmp_path / "run"
+    given = ["fit", *fit_arguments(shards, out, recipe, **SETTINGS)]
+    assert in_child([*given, with_callback("SignalAt", step=4, number=signal.SIGTERM)]) == 75
+    record = json.loads((out / "run.json").read_text())
+    assert (record["status"], record["global_step"]) == ("stopped", 5)
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 5
+    assert in_child(given) == 0
+    assert_same_end(whole(1), out)
+
+
+@pytest.mark.parametrize("interval", [4, pytest.param(5, marks=slow)])
+def test_more_steps_after_the_end_of_an_epoch_are_those_of_a_longer_run(interval, arguments, tmp_path):
+    more = {"model__decay": "constant", "trainer__val_check_interval": interval}
+    assert in_child(arguments(tmp_path / "long", **more)) == 0
+    assert in_child(arguments(tmp_path / "two", **(more | {"trainer__max_steps": 5}))) == 0
+    assert in_child(arguments(tmp_path / "two", **more)) == 0
+    assert_same_end(tmp_path / "long", tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interval", [4, 5])
+def test_killed_after_a_checkpoint_at_the_end_of_an_epoch_of_a_run_without_max_steps(interval, shards, tmp_path):
+    recipe = tiny_recipe(tmp_path, LastCheckpoint={"every_n_train_steps": 5})
+    more = SETTINGS | {"trainer__max_steps": -1, "trainer__max_epochs": 2, "trainer__val_check_interval": interval}
+    whole, killed = (["fit", *fit_arguments(shards, tmp_path / name, recipe, **more)] for name in ("whole", "killed"))
+    assert in_child(whole) == 0
+    assert in_child([*killed, with_callback("SignalAt", step=7, number=signal.SIGKILL)]) == -signal.SIGKILL
+    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 5
+    assert in_child(killed) == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "killed", 10)
+
+
+def test_killed_between_checkpoint_and_log_row_loses_no_row(whole, arguments, tmp_path):
+    given = arguments(tmp_path)
+    assert (
+        in_child([*given, with_callback("SignalAt", step=3, number=signal.SIGKILL, where="saved")]) == -signal.SIGKILL
+    )
+    assert ",2," not in (tmp_path / "log" / "metrics.csv").read_text()
+    assert in_child(given) == 0
+    assert_same_end(whole(1), tmp_path)
+
+
+def test_last_checkpoint_knows_the_best_of_the_same_validation(shards, tmp_path):
+    settings = yaml.safe_load(RECIPE.read_text())
+    settings["trainer"]["callbacks"].append({"class_path": "callbacks.checkpoint.BestCheckpoints"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    out = tmp_path / "run"
+    given = [
+        "fit",
+        *fit_arguments(shards, out, tmp_path / "recipe.yaml", trainer__max_steps=4, data__steps_per_epoch=5),
+    ]
+    (out / "best").mkdir(parents=True)
+    (out / "best" / "step=77.ckpt").write_bytes(b"of a killed run")
+    (out / "best" / "mine.ckpt").write_bytes(b"")
+    assert exit_code(given) == 0
+    callbacks = torch.load(out / "last.ckpt", weights_only=True)["callbacks"]
+    (best,) = (state for name, state in callbacks.items() if name.startswith("BestCheckpoints"))
+    kept = {str(path) for path in (out / "best").glob("step=*")}
+    assert kept == set(best["best_k_models"])
+    assert best["best_model_score"] == min(log_column(out, "val/loss"))
+    assert (out / "best" / "mine.ckpt").exists()
+
+
+@pytest.fixture(scope="module")
+def stopped(arguments, tmp_path_factory):
+    """A run that was stopped after step 3, in the midst of an epoch."""
+    out = tmp_path_factory.mktemp("stopped")
+    assert in_child([*arguments(out), with_callback("SignalAt", step=2, number=signal.SIGTERM)]) == 75
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model__prediction": "epsilon"}, "prediction v there, epsilon now"),
+        ({"trainer__accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches 1, this one has 2"),
+    ],
+)
+def test_what_would_be_another_run_is_refused(changed, words, stopped, arguments, tmp_path, capsys):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    assert exit_code(arguments(out, **changed)) == 2
+    assert words in capsys.readouterr().err
+    if "model__prediction" in changed:
+        (out / "run.json").unlink()
+        assert exit_code(arguments(out, **changed)) == 2
+        assert "predicts v, the settings ask for epsilon" in capsys.readouterr().err
+
+
+def test_settings_of_the_optimiser_are_those_of_the_resumed_run(stopped, arguments, tmp_path):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    assert exit_code(arguments(out, model__weight_decay=0.5, model__decay="constant", trainer__max_steps=4)) == 0
+    (group,) = torch.load(out / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert (group["weight_decay"], tuple(group["betas"])) == (0.5, (0.9, 0.999))
 
 
 def test_a_finished_run_is_left_as_it_is_and_another_one_refused(whole, arguments, capsys):

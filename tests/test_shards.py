@@ -203,6 +203,8 @@ def test_several_brains_share_one_panel(brain, tmp_path):
     plan = plan_shards([brain, other], common_genes=True, **SIZES)
     assert plan.genes == ("Aqp4", "Vip")
     manifest = write_shards([brain, other], tmp_path / "both", plan)
+    boxes = [manifest.corners("train", number, 16) for number in range(len(manifest.splits["train"].samples))]
+    assert manifest.all_corners("train", 16).tolist() == [[box.y0, box.y1, box.x0, box.x1] for box in boxes]
     for number, sample in enumerate(manifest.splits["train"].samples):
         slab, source = manifest.read("train", number), (brain, other)[sample.place.brain]
         rows = source.transcripts(slab.first_section, slab.window)
@@ -242,6 +244,16 @@ def test_damage_inside_a_shard_is_named_with_its_offset(copy):
         manifest.read("train", 1)
 
 
+@pytest.mark.parametrize("field", ["brain", "section", "y", "x", "height", "width", "shard", "offset"])
+def test_a_changed_field_of_the_index_is_named(copy, field):
+    path = copy / "train.index.npy"
+    table = np.load(path)
+    table[field][1] += 1
+    np.save(path, table)
+    with pytest.raises(FormatError, match=r"train\.index\.npy is damaged: its SHA-256 is not the manifest's"):
+        Manifest.open(copy).read("train", 1)
+
+
 def test_manifests_that_cannot_be_read_are_refused(copy, tmp_path):
     with pytest.raises(MissingFileError, match=r"no manifest\.json"):
         Manifest.open(tmp_path)
@@ -253,6 +265,9 @@ def test_manifests_that_cannot_be_read_are_refused(copy, tmp_path):
         ({"format": "brain"}, "no manifest of shards"),
         ({"splits": {"train": {}}}, "malformed"),
         ({"intensity_range": None}, "malformed"),
+        ({"intensity_range": {"DAPI": [0, 255]}}, "malformed .*no intensity_range of PolyT"),
+        ({"pixel_um": "x"}, r"manifest\.json is malformed .*could not convert"),
+        ({"brains": []}, "malformed .*slabs and regions of train are not those of 0 brains"),
     ]:
         path.write_text(json.dumps(record | change))
         with pytest.raises(FormatError, match=message):

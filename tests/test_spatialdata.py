@@ -7,10 +7,12 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from instruments_more import write_table
 from tiny_brain import make_brain
 
 from tera_mind.cli.main import main
 from tera_mind.errors import TeraMindError
+from tera_mind.formats.brain import Brain
 from tera_mind.geometry import Box
 from tera_mind.ingest.spatialdata import SpatialDataReader
 
@@ -91,6 +93,36 @@ def test_an_exported_brain_comes_back(tmp_path, capsys):
         total = sum(len(batch.gene) for batch in source.batches())
         assert total == brain.sections[index].transcripts
     capsys.readouterr()
+
+
+def test_the_round_trip_keeps_every_pixel_and_the_order(tmp_path, capsys):
+    """Sections whose names sort otherwise than they lie; nothing is stretched again, and no range is given."""
+    folders = [tmp_path / name for name in ("region_2", "region_10", "Region_2")]
+    for number, folder in enumerate(folders):
+        write_table(folder, rows=100 + 20 * number)
+    words = ["--x", "x_um", "--y", "y_um", "--gene", "symbol", "--z-um", "0,70,200"]
+    one, exported, two = (str(tmp_path / name) for name in ("one.zarr", "sd.zarr", "two.zarr"))
+    assert main(["ingest", "table", *map(str, folders), "--out", one, *words]) == 0
+    assert main(["export", one, "--to", "spatialdata", "--out", exported]) == 0  # names that differ by case
+    assert main(["ingest", "spatialdata", exported, "--out", two, "--stains", "DAPI,PolyT"]) == 0
+    before, after = Brain.open(one), Brain.open(two)
+    assert [section.name for section in after.sections] == ["000_region_2", "001_region_10", "002_Region_2"]
+    assert [section.z_um for section in after.sections] == [0, 70, 200]
+    assert after.intensity_range == {"DAPI": (0.0, 255.0), "PolyT": (0.0, 255.0)}
+    assert (after.image(after.canvas) == before.image(before.canvas)).all()
+    for number in range(3):
+        rows, again = (brain.transcripts(number, brain.canvas) for brain in (before, after))
+        assert all((getattr(rows, name) == getattr(again, name)).all() for name in ("y", "x", "gene", "count"))
+    capsys.readouterr()
+
+
+def test_a_store_of_others_may_hold_any_attribute(made, tmp_path):
+    path = shutil.copytree(made[0], tmp_path / "copy.zarr")
+    store = spatialdata.read_zarr(path)
+    store.attrs["tera_mind"] = {"z_um": {"stack": "deep"}}
+    store.write_attrs()
+    with pytest.raises(TeraMindError, match="should say in its attribute tera_mind where sections lie"):
+        SpatialDataReader().sections(path, 0.0)
 
 
 @pytest.mark.parametrize(

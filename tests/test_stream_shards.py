@@ -97,6 +97,27 @@ def test_a_remote_folder_streams_the_same_by_ranges(shards, server, num_workers)
     Manifest.open(url).verify()
 
 
+def test_slabs_in_memory_are_not_asked_for_again(shards, server):
+    url, handler = server
+    remote, local = stream(url), stream(shards)
+    assert same(remote, local)
+    asked = len(handler.asked)
+    assert same(remote, local)  # the second pass, from memory
+    assert len(handler.asked) == asked
+    assert ShardFolder(url).read_ranges([]) == []
+
+
+def test_a_changed_index_of_a_remote_folder_is_named(shards, server):
+    index = shards / "train.index.npy"
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        with pytest.raises(FormatError, match=rf"{server[0]}/train\.index\.npy is damaged: its SHA-256"):
+            list(stream(server[0]))
+    finally:
+        index.write_bytes(whole)
+
+
 def test_a_server_without_ranges_is_named(server):
     url, handler = server
     handler.ranges = False

@@ -190,6 +190,19 @@ def test_a_signal_is_handed_on_and_nothing_more_starts(tmp_path):
     assert Marker.read(plan.tasks[0].folder).code == 75
 
 
+def test_training_that_a_signal_stopped_ends_the_sweep_with_75(tmp_path, monkeypatch):
+    """SLURM warns the job step alone, and the batch file requeues on 75."""
+    monkeypatch.setattr("tera_mind.cli.sweep_check.check_commands", lambda _: None)
+    fake, out = stand_in(tmp_path), tmp_path / "out"
+    (tmp_path / "stop").write_text("fit")
+    command = [str(write_sweep(tmp_path)), "--out", str(out), "--prefix", fake]
+    assert sweep_command([*command, "--task", "0"]) == 75
+    assert [words.split()[0] for words in calls(tmp_path)] == ["simulate", "shards", "fit"]
+    (tmp_path / "fail").write_text("--seed_everything 0")  # what failed by itself does not keep the rest from going on
+    assert sweep_command(command) == 75
+    assert [words.split()[0] for words in calls(tmp_path)[3:]] == ["fit", "fit"]  # one failed, one stopped, no more
+
+
 def test_training_counts_as_done_when_it_says_so(tmp_path):
     plan = plan_of(tmp_path)
     fit = plan.of_stage("fit")[0]

@@ -280,8 +280,6 @@ def fit_arguments(options: argparse.Namespace, recipe: Path, shards: Path, train
         given += ["--trainer.precision", "bf16-mixed"]
     if options.input is None and options.recipe is None:
         given += ["--model.init_from", str(WEIGHTS)]
-    if (training / "last.ckpt").exists():
-        given += ["--ckpt_path", str(training / "last.ckpt")]
     return given
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tera_mind.cli.progress import track
 from tera_mind.errors import InputError
 from tera_mind.export.selection import Selection
+from tera_mind.formats.replaceable import check_apart, check_replaceable
 
 _DESCRIPTION = """\
 Write a brain store or a generated volume in a format that other software opens.
@@ -70,12 +71,16 @@ def run(arguments: Sequence[str]) -> int:
         f"{len(selection.sections)} sections, {', '.join(selection.stains)}, box {selection.box}: "
         f"{selection.image_bytes / 1e9:.2f} GB before compression, to {out} as {options.to}"
     )
-    if out.resolve() == options.store.resolve():
-        raise InputError(f"{out} is the store itself; choose another --out")
     files = _tiff_files(selection, out) if options.to == "ome-tiff" else [out]
     taken = [path for path in files if path.exists()]
     if taken and not options.overwrite:
         raise InputError(f"{taken[0]} is already there; choose another --out or pass --overwrite")
+    for path in files if options.to == "ome-tiff" else ():
+        check_apart(path, [options.store])
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no file, so it is not replaced; choose another --out or remove it yourself")
+    if options.to != "ome-tiff":
+        check_replaceable(out, ("export",), [options.store])
     _check_space(out, selection.image_bytes)
     if options.dry_run:
         print("dry run: nothing was written")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -81,12 +82,19 @@ def _quieten() -> None:
     )
 
 
+def _resume_wandb(run_id: str | None) -> None:
+    """Let a W&B logger, whose run begins with its first record, go on with that run; what the user set counts."""
+    if run_id is not None and "WANDB_RUN_ID" not in os.environ:
+        os.environ["WANDB_RUN_ID"] = run_id
+        os.environ.setdefault("WANDB_RESUME", "allow")
+
+
 def _fit(arguments: Sequence[str]) -> None:
     from jsonargparse import set_parsing_settings
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from callbacks.checkpoint import LastCheckpoint
-    from callbacks.provenance import require_same_run
+    from callbacks.provenance import read_record, require_same_run
     from datamodules.pairs import PairsDataModule
     from tera_mind.model.checkpoint import load_checkpoint
     from tera_mind.module import GeneMorphModule
@@ -112,7 +120,9 @@ def _fit(arguments: Sequence[str]) -> None:
             for callback in self.trainer.checkpoint_callbacks:
                 if isinstance(callback, LastCheckpoint) and callback.path(self.trainer).is_file():
                     self.trainer.datamodule = self.datamodule  # type: ignore[attr-defined]
-                    require_same_run(Path(self.trainer.default_root_dir), self.trainer, self.model)
+                    folder = Path(self.trainer.default_root_dir)
+                    require_same_run(folder, self.trainer, self.model)
+                    _resume_wandb((read_record(folder) or {}).get("wandb_id"))
                     return str(callback.path(self.trainer))
             return None
 

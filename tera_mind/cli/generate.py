@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tera_mind.cli.devices import choose_device, choose_precision
 from tera_mind.errors import InputError
 from tera_mind.formats.brain import Brain
+from tera_mind.formats.replaceable import check_replaceable
 from tera_mind.formats.volume import GENE_TREATMENTS
 from tera_mind.geometry import Box, section_groups
 from tera_mind.model.checkpoint import load_checkpoint
@@ -80,6 +81,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     if options.out.exists() and not options.overwrite and not options.dry_run:
         raise InputError(f"{options.out} exists: give --overwrite or another --out")
+    check_replaceable(options.out, ("volume",), [options.brain, options.checkpoint])
     brain, checkpoint = Brain.open(options.brain), load_checkpoint(options.checkpoint)
     wanted = None if options.region is None else Box.parse(options.region, brain.canvas)
     region = default_region(brain, checkpoint.info.model.patch_px, wanted)

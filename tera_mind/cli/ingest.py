@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import os
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tera_mind.cli.ingest_options import build_parser, settings_of
 from tera_mind.cli.inspect import describe
 from tera_mind.cli.progress import track
 from tera_mind.errors import InputError
 from tera_mind.formats.brain import Brain, Section
-from tera_mind.ingest.check import check, read_sections
+from tera_mind.ingest.check import Placing, check, read_sections
 from tera_mind.ingest.faults import Faults
 from tera_mind.ingest.harmonise import GeneNames, harmonise, read_symbols
-from tera_mind.ingest.pipeline import ingest
+from tera_mind.ingest.pipeline import check_inputs, ingest
 from tera_mind.ingest.placing import Canvas, place
 from tera_mind.ingest.plan import plan_ingest
 from tera_mind.ingest.registry import READERS
 from tera_mind.ingest.sections_table import SectionsTable
 from tera_mind.ingest.source import Reader
+from tera_mind.ingest.tasks import cores
 
 #: share of transcripts outside the image from which a warning is printed
 _WORTH_A_WARNING = 0.01
@@ -36,6 +39,7 @@ _UNUSABLE = ("no position", "position beyond 10 m")
 def run(arguments: Sequence[str]) -> int:
     """Ingest the folders and print what came of it; or, with --check or --dry-run, what would come of it."""
     options = build_parser().parse_args(arguments)
+    _make_absolute(options)
     if options.check:
         return _check(options)
     canvas = _canvas(options, _table(options))
@@ -61,6 +65,14 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _make_absolute(options: argparse.Namespace) -> None:
+    """Workers run in other folders than this process, and what is read has one name from wherever it is asked for."""
+    options.folders = [folder.absolute() for folder in options.folders]
+    for name in ("sections", "gene_names"):
+        path = getattr(options, name)
+        setattr(options, name, None if path is None else path.absolute())
+
+
 def _reader(options: argparse.Namespace) -> Reader:
     return READERS[options.format](**settings_of(options))
 
@@ -75,14 +87,31 @@ def _table(options: argparse.Namespace) -> SectionsTable | None:
 
 def _canvas(options: argparse.Namespace, table: SectionsTable | None) -> Canvas:
     """Read the folders' headers and put their sections onto the canvas."""
-    folders: list[Path] = options.folders
-    positions = options.z_um or tuple(index * options.section_um for index in range(len(folders)))
-    if len(positions) != len(folders):
-        raise InputError(f"--z-um needs one position a folder: {len(folders)} folders, {len(positions)} positions")
+    names = _gene_names(options)
+    sources = read_sections(_reader(options), options.folders, _positions(options))
+    return _placing(options, table)(harmonise(sources, names))
+
+
+def _positions(options: argparse.Namespace) -> tuple[float, ...]:
+    """Where every folder's first section lies: z in um."""
+    count = len(options.folders)
+    if not 0 < options.section_um < math.inf:
+        raise InputError(f"--section-um is a distance above 0, got {options.section_um:g}")
+    positions: tuple[float, ...] = options.z_um or tuple(index * options.section_um for index in range(count))
+    if len(positions) != count:
+        raise InputError(f"--z-um needs one position a folder: {count} folders, {len(positions)} positions")
+    return positions
+
+
+def _gene_names(options: argparse.Namespace) -> GeneNames:
     symbols = {} if options.gene_names is None else read_symbols(options.gene_names)
-    sources = read_sections(_reader(options), folders, positions)
-    return place(
-        harmonise(sources, GeneNames(symbols, drop=tuple(options.drop_genes))),
+    return GeneNames(symbols, drop=tuple(options.drop_genes))
+
+
+def _placing(options: argparse.Namespace, table: SectionsTable | None) -> Placing:
+    """How the options put sections onto a canvas."""
+    return partial(
+        place,
         pixel_um=options.pixel_um,
         canvas_um=options.canvas_um,
         canvas_px=options.canvas_px,
@@ -99,22 +128,38 @@ def _workers(wanted: int | None, canvas: Canvas) -> int:
         return wanted
     height, width = canvas.shape
     pixels = height * width * sum(len(placed.source.stains) for placed in canvas.sections)
-    return len(os.sched_getaffinity(0)) if pixels >= _WORTH_A_CLUSTER else 1
+    return cores() if pixels >= _WORTH_A_CLUSTER else 1
 
 
 def _check(options: argparse.Namespace) -> int:
     """Print every fault of the folders, the table and how they fit; 1 when there is one."""
-    faults, table = Faults(), None
+    faults = Faults()
+    rules: dict[str, Any] = {}
     with faults.catching(options.sections or Path()):
-        table = _table(options)
-    report = check(_reader(options), options.folders, progress=track)
-    if not len(faults) and not report.faults:
-        with faults.catching(options.sections or options.folders[0]):
-            canvas = _canvas(options, table)
-            height, width = canvas.shape
-            print(f"canvas of {height} x {width} px of {canvas.pixel_um:.4g} um, {len(canvas.sections)} sections")
-            for note in canvas.notes:
-                print(f"note: {note}")
+        rules["placing"] = _placing(options, _table(options))
+    with faults.catching(Path()):
+        rules["positions_um"] = _positions(options)
+    with faults.catching(options.gene_names or Path()):
+        rules["names"] = _gene_names(options)
+    if len(faults):
+        rules.pop("placing", None)
+    report = check(
+        _reader(options),
+        options.folders,
+        **rules,
+        genes=options.genes,
+        max_outside=options.max_outside,
+        one_pixel_size=options.pixel_um is None and options.sections is None,
+        progress=track,
+    )
+    if report.canvas is not None:
+        with faults.catching(options.folders[0]):
+            check_inputs(report.canvas, dict(options.range))
+        height, width = report.canvas.shape
+        size = f"{height} x {width} px of {report.canvas.pixel_um:.4g} um"
+        print(f"canvas of {size}, {len(report.canvas.sections)} sections")
+        for note in report.canvas.notes:
+            print(f"note: {note}")
     report = replace(report, faults=(*faults, *report.faults))
     print(report.text())
     return 1 if report.faults else 0
@@ -172,5 +217,5 @@ def _unusable(sections: Sequence[Section]) -> list[str]:
             first = having[0]
             rows = first.source.get("dropped_rows", {}).get(reason)
             where = f", first in {first.name}" + (f" rows {rows[0]}-{rows[1]}" if rows else "")
-            lines.append(f"{sum(s.dropped[reason] for s in having):,} rows left out: {reason}{where}")
+            lines.append(f"{sum(s.dropped[reason] for s in having):,} transcripts left out: {reason}{where}")
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import math
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -60,8 +61,10 @@ def _pixels(text: str) -> tuple[int, int]:
 def _range(text: str) -> tuple[str, tuple[float, float]]:
     stain, _, bounds = text.rpartition("=")
     low, _, high = bounds.partition(":")
-    if not stain or not float(low) < float(high):
+    if not stain or not -math.inf < float(low) < float(high) < math.inf:
         raise ValueError(text)
+    if float(low) < 0:  # what lies outside an image is 0 and stays it
+        raise argparse.ArgumentTypeError(f"raw intensities begin at 0, got {text}; give 0 or more as LOW")
     return stain, (float(low), float(high))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from tera_mind.cli.progress import track
 from tera_mind.errors import FormatError, InputError, MissingFileError
 from tera_mind.formats.brain import Brain
+from tera_mind.formats.manifest import Manifest
 from tera_mind.formats.maps import Map
 from tera_mind.formats.volume import Volume
 from tera_mind.geometry import Box
@@ -194,13 +195,16 @@ def build_parser() -> argparse.ArgumentParser:
             "Say what a brain store, generated volume, map, shard folder or checkpoint is and what it holds.\n\n"
             "A brain store is looked over whole: counts a gene and section, empty sections, saturated images, whether\n"
             "transcripts lie on the nuclei (cross-correlation), neighbouring sections on each other. What looks wrong\n"
-            "is printed as a warning, and a figure shows all sections."
+            "is printed as a warning, and a figure shows all sections.\n\n"
+            "With --verify a brain store or shard folder is read whole and compared with its checksums instead; the\n"
+            "first damaged file ends it with an error."
         ),
         epilog=(
             "examples:\n"
             "  tera-mind inspect brain.zarr\n"
             "  tera-mind inspect brain.zarr --figure brain.pdf\n"
-            "  tera-mind inspect brain.zarr --json | jq .survey.warnings"
+            "  tera-mind inspect brain.zarr --json | jq .survey.warnings\n"
+            "  tera-mind inspect shards/ --verify"
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -209,24 +213,33 @@ def build_parser() -> argparse.ArgumentParser:
         "--figure", type=Path, metavar="FILE",
         help="figure of a brain store to write, .png, .pdf or .svg (default: NAME_inspect.png in the current folder)",
     )  # fmt: skip
-    parser.add_argument(
+    depth = parser.add_mutually_exclusive_group()
+    depth.add_argument(
         "--quick", action="store_true", help="only what the attributes say: read no data, draw no figure"
+    )
+    depth.add_argument(
+        "--verify", action="store_true", help="compare the data of a brain store or shard folder with its checksums"
     )
     parser.add_argument("--json", action="store_true", help="print every fact as JSON instead of a summary")
     return parser
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print the summary of one path, or all its facts as JSON; look a brain store over and draw it."""
+    """Print the summary of one path, or all its facts as JSON; look a brain store over and draw it, or verify it."""
     options = build_parser().parse_args(arguments)
     figure: Path | None = options.figure
     if figure is not None and figure.suffix.lower() not in {".png", ".pdf", ".svg"}:
         raise InputError(f"a figure ends in .png, .pdf or .svg, got {figure}")
     description = describe(options.path)
-    looked_over = description.record.get("format") == "brain" and not options.quick
+    plain = next((f"--{name}" for name in ("quick", "verify") if getattr(options, name)), None)
+    kind = str(description.record.get("format"))
+    looked_over = kind == "brain" and plain is None
     if figure is not None and not looked_over:
+        raise InputError(f"--figure draws a brain store{f' without {plain}' if plain else f', {options.path} is none'}")
+    if options.verify and kind not in {"brain", "shards"}:
         raise InputError(
-            f"--figure draws a brain store{' without --quick' if options.quick else f', {options.path} is none'}"
+            f"--verify needs the checksums of a brain store or shard folder, {options.path} has none: it is a "
+            f"{description.kind}"
         )
     facts = {"path": str(description.path), "kind": description.kind} | description.record
     if not options.json:
@@ -237,9 +250,27 @@ def run(arguments: Sequence[str]) -> int:
         if not options.json:
             _print_survey(survey)
             print(f"figure: {figure}")
+    if options.verify:
+        facts["verified"] = _verified(options.path, kind)
+        if not options.json:
+            print(f"verified: {facts['verified']}")
     if options.json:
         print(json.dumps(facts, indent=1, default=str))
     return 0
+
+
+def _verified(path: Path, kind: str) -> str:
+    """Read a brain store or shard folder whole and say what agrees with its checksums; `FormatError` at damage."""
+    if kind == "brain":
+        brain = Brain.open(path)
+        brain.verify(lambda sections: track(sections, "verifying sections"))
+        total = sum(section.transcripts for section in brain.sections)
+        return f"{len(brain.sections)} sections, {total:,} transcripts and all images are as their SHA-256 say"
+    manifest = Manifest.open(path)
+    for one in track([manifest], "verifying shards"):
+        one.verify()
+    size = sum(split.bytes for split in manifest.splits.values())
+    return f"{len(manifest.splits)} splits, {size:,} bytes of shards are as their SHA-256 say"
 
 
 def _look_over(path: Path, figure: Path | None) -> tuple[Survey, Path]:

@@ -17,7 +17,7 @@ from tera_mind.formats.atomic import atomic_file
 from tera_mind.simulate.brains import BRAINS, SIZES, Settings
 from tera_mind.simulate.merscope import um_to_mosaic, write_section
 from tera_mind.simulate.perturb import Perturbation
-from tera_mind.simulate.store import check_replaceable, truth_folder, write_store
+from tera_mind.simulate.store import check_simulated, truth_folder, write_store
 from tera_mind.simulate.tiles import Tiles, read_json, record_of
 from tera_mind.simulate.truth import section_name, write_brain_truth
 from tera_mind.simulate.windows import VirtualBrain
@@ -196,7 +196,7 @@ def _make_store(tiles: Tiles, out: Path, workers: int, *, overwrite: bool) -> No
     if out.exists():
         if not overwrite:
             raise InputError(f"{out} is already there: give --overwrite or another --out")
-        check_replaceable(out)
+        check_simulated(out)
     tiles.claim(overwrite=overwrite)
     sections = list(range(tiles.settings.sections))
     for _ in track(tiles.run(sections, workers), "simulate", len(tiles.missing(sections))):

@@ -26,7 +26,9 @@ from tera_mind.sweep.state import LOG, Marker, state_of
 _DESCRIPTION = """\
 Do all runs that a YAML file describes: a base recipe, settings that vary, seeds, and the stages of a run as tera-mind
 commands. A stage that several runs would do alike is done once. What is finished is skipped, so the same command goes
-on after an interruption or a failure; a failed stage stops its own run and no other. Writes sweep.csv, sweep.json,
+on after an interruption or a failure; a failed stage stops its own run and no other. A stage is done again, with
+--overwrite, where its command, its recipe or a stage before it has changed; a store that changed under the same name,
+or other code, is not noticed: take another --out then. Writes sweep.csv, sweep.json,
 sweep.md and figure.png, with the spread over seeds. The file's format: tera_mind/sweep/definition.py."""
 
 _EPILOG = """\
@@ -38,7 +40,7 @@ examples:
   tera-mind sweep experiments/ablations/steps.yaml --export wandb steps.wandb.yaml && wandb sweep steps.wandb.yaml
 
 exit code: 0 all done, 1 some failed (named at the end), 2 bad input (nothing was run), 75 stopped by a signal with
-training saved: the same command goes on."""
+training saved, whether or not others had failed: the same command goes on."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stage", metavar="NAME", help="only this stage, where those before it are done")
     add("--task", type=int, metavar="N", help="only run N, or with --stage its Nth task (for job arrays)")
     add("--collect", action="store_true", help="only write table and figure of what is done")
-    add("--overwrite", action="store_true", help="do stages again whose command, recipe or input has changed")
+    add("--overwrite", action="store_true", help="do stages again whose command, recipe or earlier stage has changed")
     add("--prefix", default="", metavar="WORDS", help="words before every command, such as srun")
     add("--export", nargs=2, metavar=("wandb", "FILE"), help="write a W&B sweep definition and stop")
     add("--dry-run", action="store_true", help="print runs, commands, and what is done already")
@@ -98,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
     whole = options.stage is None and options.task is None
     failures, stopped = work(plan, tasks, options)
     code = write_results(plan) if whole else 0
-    return 1 if failures else STOPPED if stopped else code
+    return STOPPED if stopped else 1 if failures else code
 
 
 def _pair(text: str) -> tuple[str, str]:

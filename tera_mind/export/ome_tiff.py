@@ -5,7 +5,6 @@ Source of the layout: OME-TIFF 6 with reduced resolutions in SubIFDs; BigTIFF, 5
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from tera_mind import __version__
 from tera_mind.export.selection import Selection
-from tera_mind.formats.atomic import atomic_file
+from tera_mind.formats.atomic import atomic_file, scratch_directory
 from tera_mind.formats.ome import mean_pool
 from tera_mind.geometry import Box
 
@@ -44,12 +43,12 @@ def write_ome_tiff(selection: Selection, number: int, path: Path) -> None:
     shapes = level_shapes(box.height, box.width)
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.levels-") as scratch,
         atomic_file(path) as partial,
+        scratch_directory(path) as scratch,
         tifffile.TiffWriter(partial, bigtiff=True, ome=True) as tif,
     ):
         levels = [
-            np.memmap(Path(scratch) / str(level), np.uint8, "w+", shape=(stains, *shape))
+            np.memmap(scratch / str(level), np.uint8, "w+", shape=(stains, *shape))
             for level, shape in enumerate(shapes[1:], start=1)
         ]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import zarr
 
-from tera_mind.export.selection import Selection, Track
+from tera_mind.export.selection import LEVELS, Selection, Track
 from tera_mind.formats.atomic import atomic_directory
 from tera_mind.formats.ome import build_pyramid, create_multiscale, shard_windows
 
@@ -35,6 +35,7 @@ def write_ome_zarr(selection: Selection, path: Path, track: Track) -> None:
             "format": "export",
             "of": selection.source.path.name,
             "synthetic": selection.synthetic,
+            "levels": list(LEVELS),
             "box": [box.y0, box.y1, box.x0, box.x1],
             "sections": list(selection.sections),
         }

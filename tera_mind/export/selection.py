@@ -16,6 +16,9 @@ from tera_mind.formats.transcripts import Transcripts
 from tera_mind.formats.volume import Volume
 from tera_mind.geometry import Box
 
+#: exported intensities that are 0 and 255 already: whoever reads them must not stretch them again
+LEVELS = (0, 255)
+
 Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
 
 
@@ -49,7 +52,7 @@ class Selection:
                 "name each once"
             )
         picked = tuple(names[every.index(number)] for number in chosen)
-        if len(set(picked)) != len(picked):
+        if len({name.casefold() for name in picked}) != len(picked):  # SpatialData and some disks know no case
             picked = tuple(f"{number:03d}_{name}" for number, name in zip(chosen, picked, strict=True))
         return Selection(source, chosen, picked, whole if region is None else Box.parse(region, whole))
 

@@ -16,7 +16,7 @@ import pandas as pd
 import zarr
 
 from tera_mind.errors import InputError
-from tera_mind.export.selection import Selection, Track
+from tera_mind.export.selection import LEVELS, Selection, Track
 from tera_mind.formats.atomic import atomic_directory
 from tera_mind.formats.brain import Brain
 from tera_mind.geometry import Box
@@ -64,6 +64,7 @@ def _facts(selection: Selection) -> dict[str, Any]:
             "synthetic": selection.synthetic,
             "pixel_um": selection.pixel_um,
             "unit": "micrometer",
+            "levels": list(LEVELS),
             "sections": list(selection.sections),
             "z_um": dict(zip(selection.names, selection.z_um, strict=True)),
         }

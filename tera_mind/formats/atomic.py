@@ -64,6 +64,17 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         _remove(partial)
 
 
+@contextmanager
+def scratch_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that is removed in the end; within `atomic_file`, which sweeps old ones."""
+    folder = _beside(path, "scratch")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
 def put_in_place(folder: Path, path: Path) -> None:
     """Rename a durable folder of the same file system to `path`; what is there is put aside first, then removed."""
     old = _beside(path, "old")
@@ -95,7 +106,7 @@ def _remove(path: Path) -> None:
 
 def sweep(path: Path) -> None:
     """Remove what dead processes left of writing `path`, and give back an old folder that one had put aside."""
-    pattern = re.compile(re.escape(f".{path.name}.") + r"(partial|old)-(\d+)")
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(partial|old|scratch)-(\d+)")
     for left in sorted(path.parent.iterdir()):
         match = pattern.fullmatch(left.name)
         if match is None or (int(match[2]) != os.getpid() and _alive(int(match[2]))):

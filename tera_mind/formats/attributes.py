@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,8 @@ Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
 class Section:
     """One section of a brain: its true position, its map from microns to canvas pixels, where it came from.
 
-    sha256: what `BrainWriter.seal_section` gave, over the section's images and transcripts.
+    dropped: transcripts that were left out, by reason; with `transcripts` they add up to what the source holds.
+    sha256: what `BrainWriter.seal_section` gave, over the section's images, transcripts and tissue mask.
     """
 
     name: str
@@ -44,6 +47,21 @@ class Section:
             source=dict(record.get("source", {})),
             sha256=str(record.get("sha256", "")),
         )
+
+
+def fingerprint_of(attributes: Mapping[str, Any], shape: tuple[int, int, int, int]) -> str:
+    """16 hex digits of a brain's attributes, without provenance and what was dropped, and shape (stain, z, y, x)."""
+    sections = [Section.from_json(record) for record in attributes["sections"]]
+    facts = [
+        int(attributes["version"]),
+        list(attributes["genes"]),
+        list(attributes["stains"]),
+        float(attributes["pixel_um"]),
+        list(shape),
+        [[s.name, s.z_um, s.affine_um_to_px, s.transcripts, s.sha256] for s in sections],
+        {stain: [float(low), float(high)] for stain, (low, high) in attributes["intensity_range"].items()},
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_attributes(

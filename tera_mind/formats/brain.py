@@ -3,30 +3,28 @@
 Version 2. `images/` (stain, section, y, x) uint8 with pyramid; `transcripts/<section>/` (see
 `tera_mind.formats.transcripts`); `tissue/` uint8 (section, cells of 64 px); `checksums/` uint8 (section, stain, row,
 column, 32), SHA-256 of every window of `shard_windows`, zeros for one that is all zero and so not stored; the attribute
-`tera_mind` holds genes, stains, pixel size, true section positions, the affine from microns, intensity ranges and
-provenance. Version 1, still read, had no checksums and an array a column of transcripts.
+`tera_mind` holds genes, stains, pixel size, true section positions, the affine from microns, intensity ranges,
+provenance and the fingerprint of these. Version 1, still read, had no checksums and an array a column of transcripts.
 Pixel i covers [i, i + 1): a position in pixels is rounded down.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from tera_mind.errors import FormatError, InputError
 from tera_mind.formats.atomic import atomic_directory
-from tera_mind.formats.attributes import Affine, Section, read_attributes
+from tera_mind.formats.attributes import Affine, Section, fingerprint_of, read_attributes
 from tera_mind.formats.brain_writer import VERSION, BrainWriter, cell_counts, cell_means
 from tera_mind.formats.checksums import Checksums, section_sha256
 from tera_mind.formats.ome import DAMAGE, ZarrArray, open_level, read_window, shard_windows
+from tera_mind.formats.section_arrays import SectionArray
 from tera_mind.formats.sections import ARRAYS, SectionTranscripts
 from tera_mind.formats.tissue import tissue_grid, tissue_mask
 from tera_mind.formats.transcripts import Transcripts, add_bins, bin_transcripts, empty_bins, merge_keys, pack_keys
@@ -111,11 +109,8 @@ class Brain:
         return open_level(self.path / "images")
 
     @cached_property
-    def _tissue(self) -> ZarrArray:
-        try:
-            return zarr.open_array(self.path / "tissue", mode="r")
-        except DAMAGE as error:
-            raise FormatError(f"tissue mask of {self.path} cannot be read ({error}); ingest the brain again") from None
+    def _tissue(self) -> SectionArray:
+        return SectionArray(self.path / "tissue", sparse=self.version == 1)
 
     @cached_property
     def _checksums(self) -> Checksums | None:
@@ -133,12 +128,7 @@ class Brain:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change with the genes, stains, geometry, intensities or contents of the brain."""
-        sections = [
-            [s.name, s.z_um, [list(row) for row in s.affine_um_to_px], s.transcripts, s.sha256] for s in self.sections
-        ]
-        ranges = {stain: list(bounds) for stain, bounds in self.intensity_range.items()}
-        facts = [self.version, self.genes, self.stains, self.pixel_um, list(self.shape), sections, ranges]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return fingerprint_of(self.attributes, self.shape)
 
     def image(self, box: Box, sections: Sequence[int] | None = None, fill: int = 0) -> NDArray[np.uint8]:
         """Stains of a box that may leave the canvas: (stain, section, y, x) uint8, `fill` where there is nothing.
@@ -170,14 +160,17 @@ class Brain:
         return self._sections[section]
 
     def tissue(self, section: int) -> NDArray[np.bool_]:
-        """Tissue in cells of 64 px: bool (ceil(height / 64), ceil(width / 64))."""
-        return np.asarray(self._tissue[section], bool)
+        """Tissue in cells of 64 px: bool (ceil(height / 64), ceil(width / 64)).
+
+        Raises `FormatError` where it is damaged or lost.
+        """
+        return self._tissue.read(section).astype(bool)
 
     def verify(self, progress: Callable[[Sequence[int]], Iterable[int]] = iter) -> None:
         """Read the whole store and compare it with its checksums; `progress` wraps the sections.
 
-        Raises `FormatError` that names the first section and file that is damaged, and `InputError` for a store of
-        version 1, which has no checksums. The tissue mask has none either and is only read.
+        Raises `FormatError` that names what is damaged: the first section and file, or the attributes, as far as
+        `fingerprint` covers them; and `InputError` for a store of version 1, which has no checksums.
         """
         if self._checksums is None:
             raise InputError(
@@ -186,15 +179,20 @@ class Brain:
         for index in progress(range(len(self.sections))):
             try:
                 self._checksums.verify(index)
-                rows = self._transcripts(index).verify()
-                self.tissue(index)
+                rows = self._transcripts(index).verify(len(self.genes))
+                tissue = self._tissue.read(index)
             except DAMAGE as error:
                 raise FormatError(f"section {index} ({self.sections[index].name}): {error}") from None
-            if section_sha256(self._checksums.section(index), rows) != self.sections[index].sha256:
+            if section_sha256(self._checksums.section(index), rows, tissue) != self.sections[index].sha256:
                 raise FormatError(
                     f"section {index} ({self.sections[index].name}) of {self.path} is not as its SHA-256 says: its "
-                    "checksums or attributes were changed; ingest the brain again"
+                    "tissue mask, checksums or attributes were changed; ingest the brain again"
                 )
+        if self.attributes.get("fingerprint") != self.fingerprint:
+            raise FormatError(
+                f"attributes of {self.path} are not as they were written: genes, stains, pixel size, intensity ranges "
+                "or sections were changed; ingest the brain again"
+            )
 
 
 def gene_bins(

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from tera_mind import __version__
 from tera_mind.errors import InputError
-from tera_mind.formats.attributes import Section, read_attributes
+from tera_mind.formats.attributes import Section, fingerprint_of, read_attributes
 from tera_mind.formats.checksums import DIGEST_BYTES, section_sha256, window_digest
 from tera_mind.formats.ome import build_plane_pyramid, create_multiscale, open_level, shard_windows, window_grid
+from tera_mind.formats.section_arrays import SectionArray
 from tera_mind.formats.tissue import CELL_PX, tissue_grid
 from tera_mind.formats.transcripts import MAX_GENES, SectionWriter, key_tile_counts, tile_grid
 from tera_mind.geometry import Box
@@ -42,8 +43,8 @@ class BrainWriter:
         self._folder, self._facts = folder, facts
         self._shape = cast("tuple[int, int, int, int]", tuple(facts["shape"]))
         self._images = open_level(folder / "images", mode="r+")
-        self._tissue = zarr.open_array(folder / "tissue", mode="r+")
-        self._checksums = zarr.open_array(folder / "checksums", mode="r+")
+        self._tissue = SectionArray(folder / "tissue", "r+")
+        self._checksums = SectionArray(folder / "checksums", "r+")
 
     @classmethod
     def create(
@@ -77,10 +78,8 @@ class BrainWriter:
         create_multiscale(
             folder / "images", shape, name="images", stains=stains, pixel_um=pixel_um, section_um=section_um
         )
-        cells = (shape[1], *tissue_grid(*shape[2:]))
-        group.create_array("tissue", shape=cells, dtype="uint8", chunks=(1, *cells[1:]))
-        digests = (shape[1], shape[0], *window_grid(shape), DIGEST_BYTES)
-        group.create_array("checksums", shape=digests, dtype="uint8", chunks=(1, *digests[1:]), fill_value=0)
+        SectionArray.create(folder / "tissue", (shape[1], *tissue_grid(*shape[2:])))
+        SectionArray.create(folder / "checksums", (shape[1], shape[0], *window_grid(shape), DIGEST_BYTES))
         group.attrs["tera_mind"] = {
             "format": _UNFINISHED,
             "version": VERSION,
@@ -127,7 +126,7 @@ class BrainWriter:
 
     def write_tissue(self, section: int, mask: NDArray[np.bool_]) -> None:
         """Write the tissue mask of a section, cells of 64 px."""
-        self._tissue[section] = mask.astype(np.uint8)
+        self._tissue.write(section, mask.astype(np.uint8))
 
     def build_section_pyramid(self, stain: int, section: int) -> None:
         """Fill the coarser levels of one stain and section from the windows written before."""
@@ -137,21 +136,22 @@ class BrainWriter:
         """Keep the digests of a section and return its SHA-256, for `Section.sha256`.
 
         `images`: what `write_image` gave for (stain, window), in any order; a window that is left out was not written
-        and is zero. `rows`: what `SectionWriter.finish` gave.
+        and is zero. `rows`: what `SectionWriter.finish` gave. The tissue mask must be there,
+        else `FormatError`.
         """
         digests = np.zeros(self._checksums.shape[1:], np.uint8)
         places = {box: divmod(number, digests.shape[2]) for number, box in enumerate(shard_windows(self._shape))}
         for (stain, box), digest in images.items():
             digests[(stain, *places[box])] = np.frombuffer(bytes.fromhex(digest), np.uint8)
-        self._checksums[section] = digests
-        return section_sha256(digests, rows)
+        self._checksums.write(section, digests)
+        return section_sha256(digests, rows, self._tissue.read(section))
 
     def finish(self, sections: Sequence[Section], intensity_range: Mapping[str, tuple[float, float]]) -> None:
         """Write the attributes; from here on the folder is a brain store. Every section needs its `sha256`."""
         unsealed = [section.name for section in sections if not section.sha256]
         if unsealed or len(sections) != self._shape[1]:
             raise ValueError(f"{len(sections)} of {self._shape[1]} sections, not sealed: {unsealed}")
-        zarr.open_group(self._folder, mode="r+").attrs["tera_mind"] = {
+        facts = {
             "format": "brain",
             "version": VERSION,
             "genes": self._facts["genes"],
@@ -161,6 +161,8 @@ class BrainWriter:
             "intensity_range": {stain: list(bounds) for stain, bounds in intensity_range.items()},
             "software": {"tera_mind": __version__, "zarr": zarr.__version__},
         }
+        facts["fingerprint"] = fingerprint_of(facts, self._shape)
+        zarr.open_group(self._folder, mode="r+").attrs["tera_mind"] = facts
 
 
 def cell_counts(keys: NDArray[np.uint64], shape_px: tuple[int, int]) -> NDArray[np.int64]:

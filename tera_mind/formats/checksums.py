@@ -11,13 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from tera_mind.errors import FormatError
 from tera_mind.formats.ome import (
-    DAMAGE,
     SHARD_PX,
+    holds_bytes,
     mean_pool,
     open_level,
     pyramid_levels,
@@ -25,6 +24,7 @@ from tera_mind.formats.ome import (
     shard_windows,
     window_grid,
 )
+from tera_mind.formats.section_arrays import SectionArray
 from tera_mind.geometry import Box
 
 DIGEST_BYTES = 32
@@ -37,9 +37,10 @@ def window_digest(window: NDArray[np.uint8]) -> str:
     return hashlib.sha256(np.ascontiguousarray(window).data).hexdigest()
 
 
-def section_sha256(digests: NDArray[np.uint8], rows: str) -> str:
-    """SHA-256 of a section from its windows' digests (stain, row, column, 32) and that of its transcripts."""
-    return hashlib.sha256(bytes.fromhex(rows) + np.ascontiguousarray(digests).tobytes()).hexdigest()
+def section_sha256(digests: NDArray[np.uint8], rows: str, tissue: NDArray[np.uint8]) -> str:
+    """SHA-256 of a section: digests of its windows (stain, row, column, 32) and transcripts, and its tissue mask."""
+    mask = hashlib.sha256(np.ascontiguousarray(tissue).data).digest()
+    return hashlib.sha256(bytes.fromhex(rows) + mask + np.ascontiguousarray(digests).tobytes()).hexdigest()
 
 
 class Checksums:
@@ -47,10 +48,7 @@ class Checksums:
 
     def __init__(self, store: Path, shape: tuple[int, int, int, int]) -> None:
         self._images = store / "images"
-        try:
-            self._array = zarr.open_array(store / "checksums", mode="r")
-        except DAMAGE as error:
-            raise FormatError(f"checksums of {store} cannot be read ({error}); ingest the brain again") from None
+        self._array = SectionArray(store / "checksums")
         expected = (shape[1], shape[0], *window_grid(shape), DIGEST_BYTES)
         if self._array.shape != expected:
             raise FormatError(f"checksums of {store} should be {expected}, are {self._array.shape}; ingest again")
@@ -59,23 +57,20 @@ class Checksums:
     def section(self, section: int) -> NDArray[np.uint8]:
         """Digests of a section: (stain, row, column, 32)."""
         if section not in self._sections:
-            try:
-                self._sections[section] = np.asarray(self._array[section], np.uint8)
-            except DAMAGE as error:
-                raise FormatError(f"checksums of {self._images.parent} are damaged: {error}; ingest again") from None
+            self._sections[section] = self._array.read(section)
         return self._sections[section]
 
     def require_files(self, sections: Iterable[int], box: Box) -> None:
-        """Raise `FormatError` where a file of level 0 is lost that holds a part of a box, on the canvas, of sections.
+        """Raise `FormatError` where a file of level 0 is lost, or empty, that holds a part of a box of sections.
 
-        zarr reads a lost file as zeros.
+        The box lies on the canvas.
         """
         rows = slice(box.y0 // SHARD_PX, -(-box.y1 // SHARD_PX))
         columns = slice(box.x0 // SHARD_PX, -(-box.x1 // SHARD_PX))
         for section in sections:
             for stain, row, column in np.argwhere(self.section(section)[:, rows, columns].any(axis=-1)).tolist():
                 path = self._path(stain, section, row + rows.start, column + columns.start)
-                if not path.is_file():
+                if not holds_bytes(path):
                     raise FormatError(f"{path} is lost, so a part of section {section}; ingest the brain again")
 
     def verify(self, section: int) -> None:

@@ -11,10 +11,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
 
 from tera_mind import __version__
 from tera_mind.errors import FormatError, InputError, MissingFileError
@@ -90,11 +93,20 @@ class Manifest:
                 for file in files if folder.is_local else ():
                     _check_size(folder, file["file"], int(file["bytes"]))
             return cls._from_json(folder, record, hashlib.sha256(text).hexdigest()[:16])
-        except (KeyError, TypeError, AttributeError) as error:
+        except FormatError:
+            raise
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise FormatError(f"{path} is malformed ({error!r}); write the shards again") from None
 
     @classmethod
     def _from_json(cls, folder: ShardFolder, record: Mapping[str, Any], fingerprint: str) -> Manifest:
+        brains, splits = record["brains"], record["splits"]
+        for name, split in splits.items():
+            if not 0 < len(brains) == len(split["slabs"]) == len(split["regions"]):
+                raise ValueError(f"slabs and regions of {name} are not those of {len(brains)} brains")
+        missing = [stain for stain in record["stains"] if stain not in record["intensity_range"]]
+        if missing:
+            raise ValueError(f"no intensity_range of {', '.join(missing)}")
         return cls(
             files=folder,
             genes=tuple(record["genes"]),
@@ -104,8 +116,8 @@ class Manifest:
             crop_px=int(record["crop_px"]),
             core_px=int(record["core_px"]),
             intensity_range={s: (float(low), float(high)) for s, (low, high) in record["intensity_range"].items()},
-            brains=tuple(record["brains"]),
-            splits={name: _split_from_json(folder, name, split) for name, split in record["splits"].items()},
+            brains=tuple(brains),
+            splits={name: _split_from_json(folder, name, split) for name, split in splits.items()},
             fingerprint=fingerprint,
         )
 
@@ -138,6 +150,23 @@ class Manifest:
         place = self.splits[split].samples[number].place
         tiled, full = (self.corner_area(split, place.brain, size) for size in (self.crop_px, crop_px))
         return slab_corners(place.core, tiled, full)
+
+    def all_corners(self, split: str, crop_px: int) -> NDArray[np.int32]:
+        """`corners` of every slab of a split, (slab, 4): y0, y1, x0, x1; computed together, a brain has millions."""
+        table, firsts = self.splits[split].samples.table, np.cumsum((0, *self.splits[split].slabs))
+        found = np.empty((len(table), 4), np.int32)
+        for brain, (first, end) in enumerate(pairwise(firsts.tolist())):
+            if first == end:
+                continue
+            tiled, full = (self.corner_area(split, brain, size) for size in (self.crop_px, crop_px))
+            rows = table[first:end]
+            y, x = (rows[name].astype(np.int64) for name in "yx")
+            y_end, x_end = y + rows["height"], x + rows["width"]
+            found[first:end, 0] = np.maximum(y, full.y0)
+            found[first:end, 1] = np.where(y_end == tiled.y1, full.y1, y_end)
+            found[first:end, 2] = np.maximum(x, full.x0)
+            found[first:end, 3] = np.where(x_end == tiled.x1, full.x1, x_end)
+        return found
 
     def read(self, split: str, number: int) -> Slab:
         """Read one slab. Raises `FormatError` with file and byte offset when the shard is damaged or gone."""
@@ -194,6 +223,6 @@ def _split_from_json(folder: ShardFolder, name: str, record: Mapping[str, Any]) 
     regions = tuple(None if bounds is None else Box(*bounds) for bounds in record["regions"])
     slabs = tuple(int(count) for count in record["slabs"])
     shards = tuple(str(shard["file"]) for shard in record["shards"])
-    index = SlabIndex(folder, str(record["index"]["file"]), name, shards, sum(slabs))
+    index = SlabIndex(folder, str(record["index"]["file"]), name, shards, sum(slabs), str(record["index"]["sha256"]))
     total = sum(int(shard["bytes"]) for shard in record["shards"])
     return Split(str(record["box"]), regions, slabs, index, total)

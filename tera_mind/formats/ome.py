@@ -1,11 +1,12 @@
 """OME-Zarr 0.5 multiscale images, (c, z, y, x) uint8: creating them, their pyramids, and reading windows.
 
-Chunks are 256 px squares inside shards of at most 2048 px, one stain and one section each, zstd. Level k is the
-2 x 2 mean of level k - 1 in y and x. Source of the layout: OME-NGFF 0.5.
+Chunks are 256 px squares inside shards of at most 2048 px, one stain and one section each, zstd with the checksum
+of its content. Level k is the 2 x 2 mean of level k - 1 in y and x. Source of the layout: OME-NGFF 0.5.
 """
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -91,7 +92,7 @@ def create_multiscale(
             dtype="uint8",
             chunks=(1, 1, CHUNK_PX, CHUNK_PX),
             shards=(1, 1, _shard_px(level_shape[2]), _shard_px(level_shape[3])),
-            compressors=ZstdCodec(level=3),
+            compressors=ZstdCodec(level=3, checksum=True),
             fill_value=0,
             dimension_names=("c", "z", "y", "x"),
         )
@@ -120,6 +121,15 @@ def open_level(folder: Path, level: int = 0, mode: Literal["r", "r+"] = "r") -> 
     if array.ndim != 4 or array.dtype != np.uint8:
         raise FormatError(f"expected a 4-D uint8 image at {folder / str(level)}, got {array.ndim}-D {array.dtype}")
     return array
+
+
+def holds_bytes(path: Path) -> bool:
+    """Whether a file is there and not empty; zarr reads a lost or empty one as zeros."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def pyramid_levels(folder: Path) -> int:

@@ -64,6 +64,7 @@ class SectionTranscripts:
     def __init__(self, folder: Path, canvas: Box, transcripts: int, version: int) -> None:
         self._folder = folder
         self._canvas = canvas
+        self._transcripts = transcripts
         self._grid = tile_grid(canvas.height, canvas.width)
         try:
             self._indptr = np.asarray(zarr.open_array(folder / "indptr", mode="r")[:], np.int64)
@@ -101,16 +102,22 @@ class SectionTranscripts:
         kept = np.flatnonzero((y < box.height) & (x < box.width))
         return Transcripts(*yx.take(kept, axis=1), *rows[1:].take(kept, axis=1).astype(np.int32))
 
-    def verify(self) -> str:
-        """Read all rows: their SHA-256. Raises `FormatError` where it is not the one they were written with."""
+    def verify(self, genes: int) -> str:
+        """Read all rows: their SHA-256.
+
+        Raises `FormatError` where it is not the one they were written with, a gene is not among the brain's `genes`, or
+        the rows hold another number of transcripts than the attributes promise.
+        """
         digest = RowsDigest()
         starts, tiles = self._indptr, len(self._indptr) - 1
-        first = 0
+        first, transcripts, last_gene = 0, 0, 0
         while first < tiles:
             last = max(first + 1, int(np.searchsorted(starts, starts[first] + _BAND_ROWS, "right")) - 1)
             position, gene, count = self._rows.read([(int(starts[first]), int(starts[last]))])
             tile = np.repeat(np.arange(first, last, dtype=np.uint64), np.diff(starts[first : last + 1]))
             digest.update(tile << np.uint64(32) | position.astype(np.uint64) << np.uint64(16) | gene, count)
+            transcripts += int(count.sum(dtype=np.int64))
+            last_gene = max(last_gene, int(gene.max(initial=0)))
             first = last
         try:
             expected = zarr.open_group(self._folder, mode="r").attrs["sha256"]
@@ -118,6 +125,12 @@ class SectionTranscripts:
             raise FormatError(f"{self._folder} has no readable checksum ({error}); ingest the brain again") from None
         if digest.hexdigest() != expected:
             raise FormatError(f"transcripts in {self._folder} are not as they were written; ingest the brain again")
+        if transcripts != self._transcripts:
+            raise FormatError(
+                f"{self._folder} holds {transcripts} transcripts, the attributes promise {self._transcripts}"
+            )
+        if last_gene >= genes:
+            raise FormatError(f"{self._folder} has gene {last_gene}, the attributes name {genes} genes; ingest again")
         return digest.hexdigest()
 
 

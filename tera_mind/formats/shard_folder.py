@@ -57,7 +57,7 @@ class ShardFolder:
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | FormatError]:
         """Byte ranges (file, offset, length), remote ones at the same time; an error stands where one failed."""
-        if self.is_local or len(ranges) == 1:
+        if self.is_local or len(ranges) <= 1:
             return [self._range(*one) for one in ranges]
         system, root = self._remote()
         names, starts, sizes = zip(*ranges, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tera_mind.errors import FormatError
+from tera_mind.errors import FormatError, TeraMindError
 from tera_mind.formats.places import Place
 from tera_mind.formats.shard_folder import ShardFolder
 from tera_mind.geometry import Box
@@ -47,25 +48,41 @@ class SlabIndex:
     split: str
     shards: tuple[str, ...]
     slabs: int
+    sha256: str
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "table"}
 
     @cached_property
     def table(self) -> NDArray[Any]:
-        """All rows, dtype `INDEX`. Raises `FormatError` where the file is no such table of `slabs` rows."""
+        """All rows, dtype `INDEX`; every process checks the file's SHA-256 once, since crops are cut by what it says.
+
+        Raises `FormatError` where the file is not the one the manifest was written with, or no table of `slabs` rows.
+        """
         where = self.folder.where(self.file)
         try:
-            table = (
-                np.load(Path(where), mmap_mode="r", allow_pickle=False)
-                if self.folder.is_local
-                else np.load(BytesIO(self.folder.read(self.file)), allow_pickle=False)
-            )
+            if self.folder.is_local:
+                with Path(where).open("rb") as file:
+                    self._check(hashlib.file_digest(file, "sha256").hexdigest())
+                table = np.load(Path(where), mmap_mode="r", allow_pickle=False)
+            else:
+                data = self.folder.read(self.file)
+                self._check(hashlib.sha256(data).hexdigest())
+                table = np.load(BytesIO(data), allow_pickle=False)
+        except TeraMindError:
+            raise
         except (OSError, ValueError, EOFError, SyntaxError) as error:
             raise FormatError(f"index {where} cannot be read ({error}); restore it or write the shards again") from None
         if not isinstance(table, np.ndarray) or table.dtype != INDEX or table.shape != (self.slabs,):
             raise FormatError(f"index {where} is no table of {self.slabs} slabs; restore it or write the shards again")
         return table
+
+    def _check(self, sha256: str) -> None:
+        if sha256 != self.sha256:
+            raise FormatError(
+                f"index {self.folder.where(self.file)} is damaged: its SHA-256 is not the manifest's; restore it or "
+                "write the shards again"
+            )
 
     def __len__(self) -> int:
         return self.slabs

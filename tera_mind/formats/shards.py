@@ -23,6 +23,7 @@ from tera_mind.formats.atomic import atomic_directory, atomic_file
 from tera_mind.formats.brain import Brain
 from tera_mind.formats.manifest import MANIFEST, VERSION, Manifest, Split
 from tera_mind.formats.places import Place
+from tera_mind.formats.replaceable import check_replaceable
 from tera_mind.formats.shard_index import INDEX, SampleRef, sample_key
 from tera_mind.formats.shard_plan import ShardPlan, gene_maps
 from tera_mind.formats.slab import Slab, encode_slab, read_slab
@@ -109,11 +110,13 @@ def write_shards(
 ) -> Manifest:
     """Write the slabs of a plan (`tera_mind.formats.shard_plan.plan_shards`) as shards, the folder whole or not at all.
 
-    Raises `InputError` when the folder is taken or `shard_mb` is not positive.
+    Raises `InputError` when the folder is taken (with `overwrite`: by something else than shards), holds or lies in a
+    brain, or `shard_mb` is not positive.
     """
     out = Path(out)
     if out.exists() and not overwrite:
         raise InputError(f"{out} is already there; choose another folder or add --overwrite")
+    check_replaceable(out, ("shards",), [brain.path for brain in brains])
     if shard_mb <= 0:
         raise InputError(f"the size of a shard should be above 0 MB, got {shard_mb}")
     new_genes = gene_maps(brains, plan.genes)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +13,7 @@ from typing import ClassVar
 from tera_mind.errors import InputError, MissingFileError
 from tera_mind.ingest.faults import Faults
 from tera_mind.ingest.merscope import MerscopeReader
-from tera_mind.ingest.source import SectionSource, option
+from tera_mind.ingest.source import SectionSource, by_number, option
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,7 @@ class BilReader:
         sections = [path for path in folder.iterdir() if path.is_dir() and (path / head).exists()]
         if not sections:
             raise MissingFileError(f"expected SECTION/{self.transcripts} in {folder}, found none (--transcripts)")
-        return sorted(sections, key=lambda path: [int(part) if part.isdigit() else part for part in _parts(path.name)])
-
-
-def _parts(name: str) -> list[str]:
-    """Text, number, text, ...: always in turns, so that names can be compared part by part."""
-    return re.split(r"(\d+)", name)
+        return sorted(sections, key=lambda path: by_number(path.name))
 
 
 def _images(section: Path) -> str:

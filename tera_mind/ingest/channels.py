@@ -26,10 +26,14 @@ _SAMPLES = ("red", "green", "blue", "alpha")
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """An image's channels by name, in order; `um_to_px` (3 x 3) where its metadata give the pixels' size."""
+    """An image's channels by name, in order; `um_to_px` (3 x 3) where its metadata give the pixels' size.
+
+    `levels`: as in `StainImage`.
+    """
 
     planes: Mapping[str, Plane]
     um_to_px: NDArray[np.float64] | None
+    levels: tuple[float, float] | None = None
 
 
 def open_channels(path: Path, names: Sequence[str] = ()) -> Channels:
@@ -37,8 +41,10 @@ def open_channels(path: Path, names: Sequence[str] = ()) -> Channels:
 
     `names` replaces the channels' names. Raises `MissingFileError`, `FormatError` or `InputError`.
     """
+    levels = None
     if path.is_dir():
-        found, planes, um_to_px = open_ngff(path)
+        image = open_ngff(path)
+        found, planes, um_to_px, levels = image.names, image.planes, image.um_to_px, image.levels
     elif path.is_file():
         found, planes, um_to_px = _open_tiff(path)
     else:
@@ -52,7 +58,7 @@ def open_channels(path: Path, names: Sequence[str] = ()) -> Channels:
     twice = sorted({name for name in called if called.count(name) > 1})
     if twice:
         raise InputError(f"{path} has several channels called {', '.join(twice)}; name them with --channels")
-    return Channels(dict(zip(called, planes, strict=True)), um_to_px)
+    return Channels(dict(zip(called, planes, strict=True)), um_to_px, levels)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Every fault of the folders that a brain is to be made of, with its place, in one go; nothing is written.
 
 All headers first, then every pixel and every row. What `ingest` would repair by leaving rows out is counted beside.
+What is a fault depends on the rules that `ingest` would be given, so both are told the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,15 +16,18 @@ import numpy as np
 from tera_mind.errors import InputError, TeraMindError
 from tera_mind.geometry import Box
 from tera_mind.ingest.faults import Fault, Faults
-from tera_mind.ingest.panel import SectionGenes, common_panel
-from tera_mind.ingest.registration import pixel_size_um
-from tera_mind.ingest.source import Reader, SectionSource, StainImage, Track, TranscriptBatch, no_progress
+from tera_mind.ingest.harmonise import GeneNames, harmonise
+from tera_mind.ingest.panel import SectionGenes, common_panel, respelled_words
+from tera_mind.ingest.placing import Canvas, Placed
+from tera_mind.ingest.registration import Registration, pixel_size_um
+from tera_mind.ingest.source import Reader, SectionSource, StainImage, Track, TranscriptBatch, expanded, no_progress
 
 _WINDOW_PX = 2048
-#: share of the transcripts outside the image that `ingest` refuses unless told otherwise
-_MOST_OUTSIDE = 0.5
 #: names that are shown of many
 _SHOWN = 5
+
+#: puts sections onto their canvas; raises what `place` raises
+Placing = Callable[[Sequence[SectionSource]], Canvas]
 
 
 @runtime_checkable
@@ -54,12 +58,16 @@ class Repair:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """`faults` make an ingest fail; `repairs` would be made and counted. `sections`: names, `kept`: transcripts."""
+    """`faults` make an ingest fail; `repairs` would be made and counted. `sections`: names, `kept`: transcripts.
+
+    `canvas`: where the sections lie; None where that was not asked for or faults are in the way.
+    """
 
     faults: tuple[Fault, ...]
     repairs: tuple[Repair, ...]
     sections: tuple[str, ...]
     kept: int
+    canvas: Canvas | None = None
 
     def text(self) -> str:
         """A line a fault and a repair, and a last line that sums up."""
@@ -78,31 +86,68 @@ def read_sections(reader: Reader, folders: Sequence[Path], positions_um: Sequenc
     return sections
 
 
-def check(reader: Reader, folders: Sequence[Path], *, progress: Track = no_progress) -> CheckReport:
-    """Go through all files of all sections; never raises for what it finds in them."""
+def check(
+    reader: Reader,
+    folders: Sequence[Path],
+    *,
+    positions_um: Sequence[float] | None = None,
+    names: GeneNames | None = None,
+    genes: str = "same",
+    max_outside: float = 0.5,
+    one_pixel_size: bool = True,
+    placing: Placing | None = None,
+    progress: Track = no_progress,
+) -> CheckReport:
+    """Go through all files of all sections; never raises for what it finds in them.
+
+    The rules are those of `ingest`: z of the folders in um (default: 0, 1, ...), names and rule of the genes, the share
+    of transcripts that may lie outside their image, whether all sections must have pixels of one size because nothing
+    says what to resample them to, and how they are placed (default: each at the corner of a canvas of its own).
+    """
     faults = Faults()
-    sections = _sections(reader, folders, [float(index) for index in range(len(folders))], faults)
-    _compare(sections, folders, faults)
+    raw = _sections(reader, folders, positions_um or [float(index) for index in range(len(folders))], faults)
+    _compare(raw, folders, faults, one_pixel_size=one_pixel_size)
+    sections, canvas = raw, None
+    with faults.catching(folders[0]):
+        sections = harmonise(raw, names or GeneNames())
+    if placing is not None and not len(faults):
+        with faults.catching(folders[0]):
+            canvas = placing(sections)
+    on_canvas = {} if canvas is None else {placed.source.name: placed for placed in canvas.sections}
     repairs: list[Repair] = []
-    observed: list[SectionGenes] = []
+    observed: list[tuple[SectionGenes, set[str]]] = []
     kept = 0
-    for section in progress(sections, "checking sections", len(sections)):
+    for section, own in progress(list(zip(sections, raw, strict=True)), "checking sections", len(sections)):
         notices = section.provenance.get("notices", [])
         repairs += [Repair(section.name, str(notice)) for notice in notices]
         for image in section.stains:
             _check_image(section, image, faults, progress)
-        tally = _Tally(section)
+        tally = _Tally(on_canvas.get(section.name) or _alone(section))
         with faults.catching(_folder(section, folders), f"section {section.name}"):
-            _stream(section, tally, faults, progress)
+            _stream(own, section, tally, faults, progress)
+            if not tally.broken:
+                tally.refuse_empty(max_outside)
         kept += tally.inside
         repairs += tally.repairs()
-        observed.append(SectionGenes(section.name, tally.genes, section.panel))
+        observed.append((SectionGenes(section.name, tally.genes, section.panel), tally.genes_kept))
     if not len(faults) and observed:
-        try:
-            common_panel(observed, "same")
-        except InputError as error:  # the user may have chosen another rule, or other names for the genes
-            repairs.append(Repair(observed[0].section, f"panels as they are differ: {error}"))
-    return CheckReport(tuple(faults), tuple(repairs), tuple(section.name for section in sections), kept)
+        with faults.catching(folders[0]):
+            _check_panel(observed, genes)
+    return CheckReport(tuple(faults), tuple(repairs), tuple(section.name for section in sections), kept, canvas)
+
+
+def _check_panel(observed: Sequence[tuple[SectionGenes, set[str]]], rule: str) -> None:
+    """Raise `InputError` where panels differ more than the rule allows, or a section has no gene of it."""
+    panel = {gene.casefold() for gene in common_panel([section for section, _ in observed], rule)}
+    for section, kept in observed:
+        if not any(gene.casefold() in panel for gene in kept):
+            raise InputError(f"section {section.section} has no transcript left of the panel's genes")
+
+
+def _alone(section: SectionSource) -> Placed:
+    """The section on a canvas that is its first stain's image."""
+    image = section.stains[0]
+    return Placed(section, Registration(image.um_to_px), image.plane.shape)
 
 
 def _sections(
@@ -120,8 +165,10 @@ def _folder(section: SectionSource, folders: Sequence[Path]) -> Path:
     return next((folder for folder in folders if folder.resolve().name == own), Path(own))
 
 
-def _compare(sections: Sequence[SectionSource], folders: Sequence[Path], faults: Faults) -> None:
-    """What sections must have in common: own names, the same stains, one pixel type a stain."""
+def _compare(
+    sections: Sequence[SectionSource], folders: Sequence[Path], faults: Faults, *, one_pixel_size: bool
+) -> None:
+    """What sections must have in common: own names, the same stains, one pixel type a stain, perhaps one pixel size."""
     for index, section in enumerate(sections):
         folder, place, first = _folder(section, folders), f"section {section.name}", sections[0]
         if section.name in {other.name for other in sections[:index]}:
@@ -137,7 +184,7 @@ def _compare(sections: Sequence[SectionSource], folders: Sequence[Path], faults:
                 words = f"{image.name} is {types[0]}, in section {first.name} {types[1]}"
                 faults.add(folder, place, f"{words}: their brightness cannot be compared; export them alike")
         own, common = (pixel_size_um(source.stains[0].um_to_px) for source in (section, first))
-        if abs(own / common - 1) > 1e-3:
+        if one_pixel_size and abs(own / common - 1) > 1e-3:
             words = f"its pixels are {own:.4g} um, those of section {first.name} {common:.4g} um"
             faults.add(folder, place, f"{words}; --pixel-um brings them to one size")
 
@@ -166,38 +213,42 @@ def _check_image(section: SectionSource, image: StainImage, faults: Faults, prog
 class _Tally:
     """What a section's transcripts come to."""
 
-    section: SectionSource
+    placed: Placed
     inside: int = 0
+    cut: int = 0
+    broken: bool = False
     outside: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     genes: dict[str, int] = field(default_factory=dict)
+    genes_kept: set[str] = field(default_factory=set)
+    respelled: dict[str, int] = field(default_factory=dict)
 
     def add(self, batch: TranscriptBatch) -> None:
-        for reason, count in batch.dropped.items():
-            self.dropped[reason] = self.dropped.get(reason, 0) + count
+        _add(self.dropped, batch.dropped)
+        _add(self.respelled, batch.respelled)
         for reason, rows in batch.spans.items():
             self.spans.setdefault(reason, rows)
         if not len(batch.gene):
             return
-        counts = np.ones(len(batch.gene), np.int64) if batch.count is None else batch.count
-        image = self.section.stains[0]
-        x, y, _ = image.um_to_px @ np.stack([batch.x_um, batch.y_um, np.ones_like(batch.x_um)])
-        height, width = image.plane.shape
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        self.inside += int(counts[inside].sum())
-        self.outside += int(counts[~inside].sum())
-        total = np.bincount(batch.gene, counts, len(batch.names)).astype(np.int64)
-        for name, count in zip(batch.names, total.tolist(), strict=True):
-            if count:
-                self.genes[name] = self.genes.get(name, 0) + count
+        there = self.placed.locate(batch.x_um, batch.y_um)
+        self.inside += int(there.kept.sum())
+        self.outside += there.dropped["outside the image"]
+        self.cut += there.dropped["outside the canvas"]
+        total = np.bincount(batch.gene, minlength=len(batch.names)).tolist()
+        _add(self.genes, {name: count for name, count in zip(batch.names, total, strict=True) if count})
+        self.genes_kept |= {batch.names[code] for code in np.unique(batch.gene[there.kept]).tolist()}
 
     def repairs(self) -> list[Repair]:
-        name = self.section.name
+        name = self.placed.source.name
         found = [Repair(name, reason, count, self.spans.get(reason)) for reason, count in self.dropped.items() if count]
         if self.outside:
             found.append(Repair(name, "outside the image", self.outside))
-        panel = self.section.panel
+        if self.cut:
+            found.append(Repair(name, "outside the canvas", self.cut))
+        if self.respelled:
+            found.append(Repair(name, respelled_words(self.respelled)))
+        panel = self.placed.source.panel
         unknown = [] if panel is None else sorted(set(self.genes) - set(panel))
         if unknown:
             shown = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
@@ -206,30 +257,36 @@ class _Tally:
             found.append(Repair(name, words))
         return found
 
-    def refuse_empty(self) -> None:
+    def refuse_empty(self, max_outside: float) -> None:
         """Raise `InputError` where nothing, or too little, would be left."""
-        total = self.inside + self.outside
+        name, total = self.placed.source.name, self.inside + self.outside + self.cut
         if not total:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count) or "empty table"
-            raise InputError(f"section {self.section.name} has no transcripts ({reasons}); a brain needs some")
-        if not self.inside or self.outside > _MOST_OUTSIDE * total:
+            raise InputError(f"section {name} has no transcripts ({reasons}); a brain needs some")
+        if self.outside == total or self.outside > max_outside * total:
             raise InputError(
-                f"{self.outside / total:.0%} of the transcripts of section {self.section.name} lie outside its image; "
-                "check units, pixel size and transform"
+                f"{self.outside / total:.0%} of the transcripts of section {name} lie outside its image, at most "
+                f"{max_outside:.0%} may (--max-outside); check units, pixel size and transform"
             )
+        if not self.inside:
+            raise InputError(f"no transcript of section {name} lies on the canvas; check where it is placed")
 
 
-def _stream(section: SectionSource, tally: _Tally, faults: Faults, progress: Track) -> None:
-    """Read every row; where the stream breaks, the table is asked for all of its faults."""
+def _add(total: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, count in more.items():
+        total[name] = total.get(name, 0) + count
+
+
+def _stream(raw: SectionSource, section: SectionSource, tally: _Tally, faults: Faults, progress: Track) -> None:
+    """Read every row; where the stream breaks, the table of the section as it was read is asked for all its faults."""
     try:
-        for batch in progress(section.batches(), f"transcripts of {section.name}", section.expected_batches):
+        for batch in progress(expanded(section.batches()), f"transcripts of {section.name}", section.expected_batches):
             tally.add(batch)
     except TeraMindError:
-        found = list(section.batches.faults()) if isinstance(section.batches, FaultyTable) else []
+        found = list(raw.batches.faults()) if isinstance(raw.batches, FaultyTable) else []
         if not found:
             raise
         for fault in found:
             place = ", ".join(filter(None, [f"section {section.name}", fault.place]))
             faults.add(fault.file, place, fault.words)
-        return
-    tally.refuse_empty()
+        tally.broken = True

@@ -119,9 +119,22 @@ def _renamed(batch: TranscriptBatch, speller: _Speller) -> TranscriptBatch:
     codes = np.array([numbers.setdefault(gene, len(numbers)) for gene, _ in found], np.int32)
     same = len(numbers) == len(codes)  # every feature keeps its number
     gene = batch.gene if same or not len(batch.gene) else codes[batch.gene]
-    batch = replace(batch, gene=gene, names=list(numbers))
+    batch = replace(batch, gene=gene, names=list(numbers), respelled=_respelled(batch, found))
     reasons = {number: reason for number, (_, reason) in zip(codes.tolist(), found, strict=True) if reason}
     return _without(batch, reasons) if reasons and len(gene) else batch
+
+
+def _respelled(batch: TranscriptBatch, found: Sequence[tuple[str, str | None]]) -> dict[str, int]:
+    """Transcripts by name, of names that differ from their gene's by case alone."""
+    other = {
+        index: name
+        for index, (name, (gene, reason)) in enumerate(zip(batch.names, found, strict=True))
+        if reason is None and name.strip() != gene and name.strip().casefold() == gene.casefold()
+    }
+    if not other or not len(batch.gene):
+        return {}
+    weights = np.bincount(batch.gene, batch.count, len(batch.names)).astype(np.int64)
+    return {name: int(weights[index]) for index, name in other.items() if weights[index]}
 
 
 def _without(batch: TranscriptBatch, reasons: Mapping[int, str]) -> TranscriptBatch:

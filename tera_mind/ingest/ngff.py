@@ -40,10 +40,24 @@ class ZarrPlane:
             raise FormatError(f"image {self.path} is damaged at {box} ({error}); copy it again") from None
 
 
-def open_ngff(path: Path) -> tuple[list[str], list[Plane], NDArray[np.float64] | None]:
-    """Names of the channels (none where the image has none), their planes, and the map from microns to pixels."""
-    record = _record(path)
+@dataclass(frozen=True)
+class NgffImage:
+    """Names of the channels (none where the image has none), their planes, and the map from microns to pixels.
+
+    `levels`: intensities that are 0 and 255 already, where this project exported the image.
+    """
+
+    names: list[str]
+    planes: list[Plane]
+    um_to_px: NDArray[np.float64] | None
+    levels: tuple[float, float] | None
+
+
+def open_ngff(path: Path) -> NgffImage:
+    """Open the finest level. Raises `FormatError`."""
+    record, own = _records(path)
     try:
+        low, high = (float(level) for level in own["levels"]) if "levels" in own else (None, None)
         multiscale = record["multiscales"][0]
         axes = [axis if isinstance(axis, str) else axis["name"] for axis in multiscale.get("axes", list("tczyx"))]
         units = [None if isinstance(axis, str) else axis.get("unit") for axis in multiscale.get("axes", list("tczyx"))]
@@ -75,24 +89,27 @@ def open_ngff(path: Path) -> tuple[list[str], list[Plane], NDArray[np.float64] |
             for z in range(sizes.get("z", 1))
         ]
         planes.append(max_over(found, path.name))
+    names = labels if len(labels) == len(planes) else []
+    levels = None if low is None or high is None else (low, high)
     if scale is None or any(unit not in MICRONS for unit in units[-2:]):
-        return labels if len(labels) == len(planes) else [], planes, None
+        return NgffImage(names, planes, None, levels)
     y_um, x_um = (scale[axis] * MICRONS[str(units[axis])] for axis in (-2, -1))
     y0_um, x0_um = (shift[axis] * MICRONS[str(units[axis])] for axis in (-2, -1))
     um_to_px = scale_matrix(float(x_um), float(y_um), path, (float(x0_um), float(y0_um)))
-    return labels if len(labels) == len(planes) else [], planes, um_to_px
+    return NgffImage(names, planes, um_to_px, levels)
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """The attributes of OME: under `ome` in zarr 3, at the top in zarr 2."""
+def _records(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The attributes of OME (under `ome` in zarr 3, at the top in zarr 2), and this project's own."""
     for name in ("zarr.json", ".zattrs"):
         file = path / name
         if not file.is_file():
             continue
         try:
             record = json.loads(file.read_text())
-            found = record["attributes"]["ome"] if name == "zarr.json" else record
-            return dict(found)
+            attributes = record["attributes"] if name == "zarr.json" else record
+            found = attributes["ome"] if name == "zarr.json" else attributes
+            return dict(found), dict(attributes.get("tera_mind", {}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FormatError(f"{file} has no OME-Zarr metadata ({error!r}); is {path} an OME-Zarr image?") from None
     raise FormatError(f"expected an OME-Zarr image at {path} (zarr.json or .zattrs in it); found neither")

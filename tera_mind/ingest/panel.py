@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tera_mind.errors import InputError
 
 RULES = ("same", "shared", "all")
 #: a gene counts as missing from a section when at least so many transcripts were to be expected there
 _EXPECTED = 20.0
+#: names that are shown of many
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,23 @@ def check_rule(rule: str) -> None:
         raise InputError(f"genes are one of {', '.join(RULES)}, got {rule!r}")
 
 
+def respelled_words(counts: Mapping[str, int]) -> str:
+    """What is said of transcripts whose gene is spelled otherwise in the store: `counts` by the files' spelling."""
+    shown = ", ".join(sorted(counts)[:_SHOWN]) + (", ..." if len(counts) > _SHOWN else "")
+    total, spellings = sum(counts.values()), "spelling" if len(counts) == 1 else "spellings"
+    return f"{total:,} transcripts in {len(counts)} other {spellings} ({shown}) were added to genes that differ by case"
+
+
 def common_panel(sections: Sequence[SectionGenes], rule: str) -> list[str]:
     """The sorted genes of a brain.
 
     rule "same": all genes, and every section must have them - a gene that a section's files do not declare is
     refused, one that is merely not observed is refused only where chance cannot explain it; "shared": the genes that
-    all sections have; "all": the genes of any section, absent ones count zero. Raises `InputError`.
+    all sections have; "all": the genes of any section, absent ones count zero. Names that differ by case alone are one
+    gene, spelled as it is where it comes first. Raises `InputError`.
     """
     check_rule(rule)
+    sections = _one_spelling(sections)
     union = set().union(*(section.names for section in sections))
     shared = union.intersection(*(section.names for section in sections))
     if rule == "same":
@@ -54,6 +65,24 @@ def common_panel(sections: Sequence[SectionGenes], rule: str) -> list[str]:
     if not panel:
         raise InputError("the sections share no gene: are they of one experiment?")
     return panel
+
+
+def _one_spelling(sections: Sequence[SectionGenes]) -> list[SectionGenes]:
+    """The sections, a gene spelled in all of them as in the first that has it."""
+    first: dict[str, str] = {}
+    found = []
+    for section in sections:
+        for name in (*(section.declared or ()), *section.counts):
+            first.setdefault(name.casefold(), name)
+        counts: dict[str, int] = {}
+        for name, count in section.counts.items():
+            gene = first[name.casefold()]
+            counts[gene] = counts.get(gene, 0) + count
+        declared = section.declared
+        if declared is not None:
+            declared = tuple(dict.fromkeys(first[name.casefold()] for name in declared))
+        found.append(replace(section, counts=counts, declared=declared))
+    return found
 
 
 def _absent(section: SectionGenes, sections: Sequence[SectionGenes], union: set[str]) -> list[str]:

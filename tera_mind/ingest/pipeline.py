@@ -8,8 +8,11 @@ mark; a rerun does those without one. The store's bytes depend on the sources an
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +21,10 @@ import numpy as np
 from tera_mind.errors import FormatError, InputError, MissingFileError
 from tera_mind.formats.atomic import atomic_directory, fsync_path, put_in_place, sweep
 from tera_mind.formats.brain import Brain, BrainWriter, Section
+from tera_mind.formats.replaceable import check_replaceable
+from tera_mind.ingest.fingerprint import files_of
 from tera_mind.ingest.intensity import intensity_range
-from tera_mind.ingest.panel import SectionGenes, check_rule, common_panel
+from tera_mind.ingest.panel import SectionGenes, check_rule, common_panel, respelled_words
 from tera_mind.ingest.placing import Canvas, Placed
 from tera_mind.ingest.plan import plan_ingest
 from tera_mind.ingest.reading import (
@@ -33,7 +38,7 @@ from tera_mind.ingest.reading import (
 from tera_mind.ingest.registration import rows_of
 from tera_mind.ingest.source import Track, known_levels, no_progress
 from tera_mind.ingest.tasks import Runner, Task, runner
-from tera_mind.ingest.work import Mark, Say, Work, keep_store, open_work, section_keys
+from tera_mind.ingest.work import Mark, Say, Work, keep_store, open_work, section_keys, work_folder
 from tera_mind.ingest.writing import (
     band_mark,
     bands,
@@ -77,18 +82,16 @@ def ingest(
         sweep(out)  # a store that was put aside for a new one, by a process that then died, comes back
     if out.exists() and not overwrite:
         raise InputError(f"{out} is already there; choose another --out or pass --overwrite")
+    check_replaceable(out, ("brain",), files_of(canvas))
     check_rule(genes)
     out = out.absolute()  # workers may run elsewhere
-    stains = _common_stains(canvas)
-    unknown = sorted(set(ranges or {}) - set(stains))
-    if unknown:
-        raise InputError(f"a range was given for stain {', '.join(unknown)}, the sections have {', '.join(stains)}")
+    stains = check_inputs(canvas, ranges or {})
     given = known_levels(placed.source for placed in canvas.sections) | dict(ranges or {})
     plan_ingest(canvas, out).check(out)
     keys = section_keys(canvas)
     names = [placed.source.name for placed in canvas.sections]
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open_work(out, dict(zip(names, keys, strict=True)), say) as work:
+    with _space_explained(out), open_work(out, dict(zip(names, keys, strict=True)), say) as work:
         work.keep(dict(zip(keys, canvas.sections, strict=True)))
         job = _Job(canvas, stains, tuple(keys), work, progress)
         with runner(workers, scheduler) as run:
@@ -101,6 +104,34 @@ def ingest(
         job.finish(store, sealed, bounds, out)
         shutil.rmtree(work.folder, ignore_errors=True)
     return Brain.open(out)
+
+
+@contextmanager
+def _space_explained(out: Path) -> Iterator[None]:
+    """A full disk or quota names the path and what to do; what is done until then is kept."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"{os.strerror(error.errno)} for {error.filename or out} (unfinished: {work_folder(out)}); free space and "
+            "run the same command again to go on",
+        ) from error
+
+
+def check_inputs(canvas: Canvas, ranges: Ranges) -> tuple[str, ...]:
+    """The stains that all sections have. Raises `InputError` where sections or ranges do not fit together."""
+    stains = _common_stains(canvas)
+    unknown = sorted(set(ranges) - set(stains))
+    if unknown:
+        raise InputError(f"a range was given for stain {', '.join(unknown)}, the sections have {', '.join(stains)}")
+    known = known_levels(placed.source for placed in canvas.sections)
+    for stain, (low, high) in {**known, **ranges}.items():
+        if not 0 <= low < high < np.inf:  # what lies outside an image is 0 and stays it
+            raise InputError(f"the range of stain {stain} should be 0 <= low < high, got {low:g}, {high:g}")
+    return stains
 
 
 def _common_stains(canvas: Canvas) -> tuple[str, ...]:
@@ -239,7 +270,8 @@ class _Job:
         return [*tasks, Task(f"seal {key}", seal_section, (self.work, store, index, key), before)]
 
     def finish(self, store: str, sealed: Sequence[Mark], bounds: Ranges, out: Path) -> None:
-        """Write the attributes and put the store in its place."""
+        """Write the attributes and put the store in its place, unless a later run is at it."""
+        self.work.check()
         records = []
         for placed, mark in zip(self.canvas.sections, sealed, strict=True):
             if not placed.missing and not mark.record["transcripts"]:
@@ -278,6 +310,8 @@ def _record(placed: Placed, mark: Mark) -> Section:
     more = {"genes_absent": record["genes_absent"]} if record["genes_absent"] else {}
     if record["spans"]:
         more["dropped_rows"] = {reason: list(span) for reason, span in record["spans"].items()}
+    if record["respelled"]:
+        more["notices"] = [*source.provenance.get("notices", []), respelled_words(record["respelled"])]
     return Section(
         name=source.name,
         z_um=source.z_um,

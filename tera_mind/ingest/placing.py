@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,7 @@ def place(
     canvas_um, or canvas_px: (height, width) of the canvas from its corner; what lies beyond is cut off and noted.
     Default: what holds all sections; if a table's lie left of its corner, the canvas is moved to hold them.
     missing: what to do with sections of the table that are not among the sources, "refuse" or keep them "empty".
+    Sections have to come by strictly ascending z.
     Raises `InputError`; several faults of the table against the sources come together as `FaultsError`.
     """
     if not sources:
@@ -111,8 +113,25 @@ def place(
     if missing not in MISSING:
         raise InputError(f"missing sections are one of {', '.join(MISSING)}, got {missing!r}")
     if table is None:
-        return _side_by_side(sources, pixel_um, canvas_um, canvas_px)
-    return _registered(sources, table, pixel_um, canvas_um, canvas_px, keep_missing=missing == "empty")
+        canvas = _side_by_side(sources, pixel_um, canvas_um, canvas_px)
+    else:
+        canvas = _registered(sources, table, pixel_um, canvas_um, canvas_px, keep_missing=missing == "empty")
+    _check_order([section.source for section in canvas.sections])
+    return canvas
+
+
+def _check_order(sources: Sequence[SectionSource]) -> None:
+    """Sections follow each other in the store as they lie in the tissue, or neighbours would be none."""
+    for source in sources:
+        if not np.isfinite(source.z_um):
+            raise InputError(f"section {source.name} lies at z {source.z_um:g} um; give a finite position (--z-um)")
+    for source, following in pairwise(sources):
+        if following.z_um <= source.z_um:
+            raise InputError(
+                f"section {following.name} at z {following.z_um:g} um does not lie beyond section {source.name} at z "
+                f"{source.z_um:g} um, which comes before it: order the folders by z, or correct --z-um, --section-um "
+                "or --section-step"
+            )
 
 
 def _side_by_side(

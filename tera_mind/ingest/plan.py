@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,8 @@ _PIXEL_BYTES = 4 / 3
 class SectionPlan:
     """A section as it will be ingested; `pixels` are those of one stain on the canvas.
 
-    transcripts: exact where the table says so, else estimated from its size; read: whether a run before this one has
+    transcripts: exact where the table says so, else estimated from its size; those of files that several sections
+    share are divided evenly; read: whether a run before this one has
     read it already.
     """
 
@@ -66,10 +69,10 @@ def plan_ingest(canvas: Canvas, out: Path) -> IngestPlan:
     """Plan an ingest to `out`; only sizes and what an interrupted run left are looked at, nothing is written."""
     work = work_folder(out)
     sections = []
-    for placed, key in zip(canvas.sections, section_keys(canvas), strict=True):
+    for placed, key, estimate in zip(canvas.sections, section_keys(canvas), _transcripts(canvas.sections), strict=True):
         done = work / "sections" / key
         mark = read_mark(done / "transcripts.npz", done / "transcripts.bin")
-        count = _transcripts(placed) if mark is None else int(mark.arrays["counts"].sum())
+        count = estimate if mark is None else int(mark.arrays["counts"].sum())
         rows, columns = (min(own, whole) for own, whole in zip(placed.shape, canvas.shape, strict=True))
         pixels = 0 if placed.missing else rows * columns
         source = placed.source
@@ -83,12 +86,14 @@ def plan_ingest(canvas: Canvas, out: Path) -> IngestPlan:
     return IngestPlan(tuple(sections), stains, needed, shutil.disk_usage(there).free)
 
 
-def _transcripts(placed: Placed) -> int:
-    """Rows of the files that a section's stream reads; its images do not count."""
-    if placed.missing:
-        return 0
-    images = set(files_of(placed.source.stains))
-    return sum(_rows(path, images) for path in files_of(placed.source.batches) if path not in images)
+def _transcripts(sections: Sequence[Placed]) -> list[int]:
+    """Rows of the files that each section's stream reads, images not counted; shared files are looked at once."""
+    present = [placed for placed in sections if not placed.missing]
+    images = {path for placed in present for path in files_of(placed.source.stains)}
+    tables = [[] if placed.missing else files_of(placed.source.batches) for placed in sections]
+    readers = Counter(path for paths in tables for path in paths if path not in images)
+    share = {path: _rows(path, images) / count for path, count in readers.items()}
+    return [int(np.ceil(sum(share.get(path, 0.0) for path in paths))) for paths in tables]
 
 
 def _rows(path: Path, images: set[Path]) -> int:

@@ -77,7 +77,7 @@ class PublishedReader:
         chosen = self._chosen(count)
         counts = TileCounts(tiles, count, len(names))
         notices = _notices(tiles, images)
-        split = Split(self.split, counts) if self.split else None
+        split = Split(str(Path(self.split).absolute()), counts) if self.split else None
         return [
             SectionSource(
                 name=f"{folder.resolve().name}_{section:02d}",

@@ -23,6 +23,7 @@ from tera_mind.formats.atomic import atomic_directory
 from tera_mind.formats.ome import DAMAGE
 from tera_mind.ingest.faults import Fault
 from tera_mind.ingest.published_tiles import Tiles
+from tera_mind.ingest.records import read_record
 from tera_mind.ingest.selection import Selection
 from tera_mind.ingest.source import TranscriptBatch
 
@@ -31,6 +32,8 @@ TILE_DAMAGE = (*DAMAGE, zipfile.BadZipFile, zlib.error, EOFError, IndexError, No
 _MOST = 2**16 - 1
 _ROW = np.dtype([("y", "<i4"), ("x", "<i4"), ("gene", "<i4"), ("count", "<f4")])
 _ROWS = 2**18
+#: what is said of a folder whose record is damaged
+_STRANGE = "does not say which tiles it was made of; remove its folder or name another --split"
 #: rows of all sections that are held before they are written
 _HELD_BYTES = 2**27
 
@@ -121,7 +124,7 @@ class Split:
             if not self.folder.exists():
                 with atomic_directory(self.folder) as partial:
                     self._fill(partial)
-            elif not record.is_file() or json.loads(record.read_text()) != self._record():
+            elif not record.is_file() or read_record(record, _STRANGE) != self._record():
                 raise InputError(f"{self.folder} was not made of these tiles; remove it or name another --split")
 
     def _record(self) -> dict[str, Any]:
@@ -186,7 +189,7 @@ class TileBatches:
         y_um, x_um = (
             (rows[axis] - corner + 0.5) * self.pixel_um for axis, corner in zip("yx", self.corner, strict=True)
         )
-        chosen = Selection(len(gene), 1)
+        chosen = Selection(len(gene), 1, counts)
         chosen.drop(~(counts > 0) | (counts != np.rint(counts)), "no count")
         chosen.drop(counts > _MOST, f"count above {_MOST}")
         chosen.drop_no_genes(gene, self.names)

@@ -52,6 +52,7 @@ def read_transcripts(work: Work, key: str, shape: tuple[int, int]) -> Iterator[N
     numbers: dict[str, int] = {}
     counts = np.zeros(MAX_GENES, np.int64)
     dropped: dict[str, int] = {}
+    respelled: dict[str, int] = {}
     spans: dict[str, tuple[int, int]] = {}
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     with closing(SpoolWriter(spool_path(work, key), grid)) as spool:
@@ -59,6 +60,7 @@ def read_transcripts(work: Work, key: str, shape: tuple[int, int]) -> Iterator[N
             yield
             work.check()
             _add(dropped, batch.dropped)
+            _add(respelled, batch.respelled)
             spans = dict(batch.spans) | spans
             if not len(batch.gene):
                 continue
@@ -85,6 +87,7 @@ def read_transcripts(work: Work, key: str, shape: tuple[int, int]) -> Iterator[N
     record = {
         "genes": list(numbers),
         "dropped": dropped,
+        "respelled": respelled,
         "spans": spans,
         "extent_um": None if np.isinf(low).any() else [*low.tolist(), *high.tolist()],
     }
@@ -153,7 +156,7 @@ def check_section(placed: Placed, found: Mark, max_outside: float) -> None:
 
 
 def _said(dropped: Mapping[str, Any]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "the file is empty"
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "its table holds none"
 
 
 def _extent(placed: Placed) -> str:

@@ -1,4 +1,7 @@
-"""Which rows of a batch are transcripts of genes, why the others are not, and where the first of those stand."""
+"""Which rows of a batch are transcripts of genes, why the others are not, and where the first of those stand.
+
+What is dropped is counted in transcripts: with those that are kept they add up to what the table holds.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,20 @@ from tera_mind.ingest.source import TranscriptBatch
 
 #: no stage moves farther: 10 m in microns
 FARTHEST_UM = 1e7
+#: a larger number is no count of transcripts
+_BELIEVED = 2**40
 
 
 class Selection:
-    """Rows that are kept; `drop` takes rows out and counts them under a reason. A row is counted once."""
+    """Rows that are kept; `drop` takes rows out and counts their transcripts under a reason. A row is counted once.
 
-    def __init__(self, rows: int, first_row: int) -> None:
+    `counts`: transcripts a row, for binned tables; a number that is no count (missing, negative, broken) weighs one.
+    None: a row is a transcript.
+    """
+
+    def __init__(self, rows: int, first_row: int, counts: NDArray[np.float64] | None = None) -> None:
         self.kept = np.ones(rows, bool)
+        self._counts = counts
         self._first_row = first_row
         self._dropped: dict[str, int] = {}
         self._spans: dict[str, tuple[int, int]] = {}
@@ -31,8 +41,17 @@ class Selection:
         gaps = np.flatnonzero(np.diff(index) > 1)
         last = index[gaps[0]] if len(gaps) else index[-1]
         self._spans.setdefault(reason, (self._first_row + int(index[0]), self._first_row + int(last)))
-        self._dropped[reason] = self._dropped.get(reason, 0) + len(index)
+        self._dropped[reason] = self._dropped.get(reason, 0) + self._transcripts(index)
         self.kept[index] = False
+
+    def _transcripts(self, index: NDArray[np.int64]) -> int:
+        """What rows stand for."""
+        if self._counts is None:
+            return len(index)
+        counts = self._counts[index]
+        with np.errstate(invalid="ignore"):
+            believed = (counts >= 0) & (counts < _BELIEVED) & (counts == np.rint(counts))
+        return int(np.where(believed, counts, 1).sum())
 
     def drop_lost(self, x_um: NDArray[np.float64], y_um: NDArray[np.float64]) -> None:
         """Take rows out whose position is missing or on no stage."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,9 +57,10 @@ class StainImage:
 class TranscriptBatch:
     """Some transcripts: positions in microns, `gene` as an index into `names`.
 
-    `dropped` counts those left out by reason; `spans` says, where the reader knows, between which rows of its table
-    (counted from 1) the first stretch of them lies. `count`: transcripts a row (1 or more), for binned tables; None:
-    a row is a transcript (`expanded` makes it so).
+    `dropped` counts the transcripts left out by reason; `spans` says, where the reader knows, between which rows of its
+    table (counted from 1) the first stretch of them lies. `count`: transcripts a row (1 or more), for binned tables;
+    None: a row is a transcript (`expanded` makes it so). `respelled`: transcripts by the spelling that the files had,
+    where it differs from the gene's by case alone.
     """
 
     x_um: NDArray[np.float64]
@@ -68,6 +70,7 @@ class TranscriptBatch:
     dropped: dict[str, int] = field(default_factory=dict)
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     count: NDArray[np.int64] | None = None
+    respelled: dict[str, int] = field(default_factory=dict)
 
 
 #: transcripts that `expanded` puts into one batch at most, unless one row alone counts more
@@ -81,13 +84,15 @@ def expanded(batches: Iterable[TranscriptBatch]) -> Iterator[TranscriptBatch]:
             yield batch
             continue
         ends = np.cumsum(batch.count)
-        start, dropped, spans = 0, batch.dropped, batch.spans
+        start, dropped, spans, respelled = 0, batch.dropped, batch.spans, batch.respelled
         while start < len(ends):
             before = int(ends[start - 1]) if start else 0
             stop = max(start + 1, int(np.searchsorted(ends, before + EXPANDED_ROWS, side="right")))
             rows = np.repeat(np.arange(start, stop), batch.count[start:stop])
-            yield TranscriptBatch(batch.x_um[rows], batch.y_um[rows], batch.gene[rows], batch.names, dropped, spans)
-            start, dropped, spans = stop, {}, {}
+            yield TranscriptBatch(
+                batch.x_um[rows], batch.y_um[rows], batch.gene[rows], batch.names, dropped, spans, respelled=respelled
+            )
+            start, dropped, spans, respelled = stop, {}, {}, {}
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,12 @@ def known_levels(sources: Iterable[SectionSource]) -> dict[str, tuple[float, flo
             said.setdefault(image.name, set()).add(image.levels)
     known = {stain: next(iter(levels)) for stain, levels in said.items() if len(levels) == 1}
     return {stain: levels for stain, levels in known.items() if levels is not None}
+
+
+def by_number(name: str) -> list[int | str]:
+    """Key that sorts names by the numbers in them: section_2 before section_10."""
+    parts = re.split(r"(\d+)", name)  # text, number, text, ...: always in turns, so that names can be compared
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def option(default: Any, words: str, metavar: str = "") -> Any:

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from tera_mind.errors import FormatError, InputError, MissingFileError
 from tera_mind.geometry import Box
 from tera_mind.ingest.features import check_pixel_um, encode_names, no_gene_reason
+from tera_mind.ingest.records import understanding
 from tera_mind.ingest.registration import pixel_size_um
-from tera_mind.ingest.source import SectionSource, StainImage, TranscriptBatch, option, pick_stains
+from tera_mind.ingest.source import SectionSource, StainImage, TranscriptBatch, by_number, option, pick_stains
 
 BATCH_ROWS = 2**18
 
@@ -56,18 +57,20 @@ class SpatialDataReader:
         if not self.point_um > 0:
             raise InputError(f"a unit of the points should stand for a positive number of um, got {self.point_um:g}")
         store = _open(folder)
-        images, points = sorted(store.images), sorted(store.points)
+        images, points = sorted(store.images, key=by_number), sorted(store.points, key=by_number)
         pairs = self._pairs(images, points, folder)
-        own = store.attrs.get("tera_mind", {})  # what this project exports says where its sections lie
-        known = own.get("z_um", {}) if isinstance(own, dict) else {}
-        lies = [
-            float(known.get(image.removesuffix("_image"), z_um + index * self.section_step))
-            for index, (image, _) in enumerate(pairs)
-        ]
-        return [
-            self._section(folder, store, image, rows, z, alone=len(pairs) == 1)
+        exported = _Exported.of(store, folder)
+        lies = [exported.z_um.get(image, z_um + index * self.section_step) for index, (image, _) in enumerate(pairs)]
+        sections = [
+            self._section(
+                folder, store, image, rows, z, alone=len(pairs) == 1,
+                levels=exported.levels if image in exported.z_um else None,
+            )
             for (image, rows), z in zip(pairs, lies, strict=True)
-        ]
+        ]  # fmt: skip
+        if exported.z_um.keys() >= {image for image, _ in pairs}:
+            sections.sort(key=lambda section: section.z_um)
+        return sections
 
     def _pairs(self, images: list[str], points: list[str], folder: Path) -> list[tuple[str, str]]:
         if not images or not points:
@@ -98,7 +101,17 @@ class SpatialDataReader:
             )
         return named
 
-    def _section(self, folder: Path, store: Any, image: str, rows: str, z_um: float, *, alone: bool) -> SectionSource:
+    def _section(
+        self,
+        folder: Path,
+        store: Any,
+        image: str,
+        rows: str,
+        z_um: float,
+        *,
+        alone: bool,
+        levels: tuple[float, float] | None,
+    ) -> SectionSource:
         um_to_px = np.linalg.inv(_affine(store.images[image], image, self.system, folder)) @ _affine(
             store.points[rows], rows, self.system, folder
         )
@@ -115,7 +128,7 @@ class SpatialDataReader:
             name=name,
             z_um=z_um,
             stains=tuple(
-                StainImage(stain, _ChannelPlane(folder, image, channels.index(stain), shape), um_to_px)
+                StainImage(stain, _ChannelPlane(folder, image, channels.index(stain), shape), um_to_px, levels)
                 for stain in stains
             ),
             batches=table,
@@ -129,6 +142,23 @@ class SpatialDataReader:
                 "pixel_um": pixel_size_um(um_to_px),
             },
         )
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """What a store that this project exported says: z by image element, and intensities that are 0 and 255 already."""
+
+    z_um: dict[str, float]
+    levels: tuple[float, float] | None
+
+    @staticmethod
+    def of(store: Any, folder: Path) -> _Exported:
+        """Nothing for a store of others. Raises `FormatError`."""
+        own = store.attrs.get("tera_mind", {})
+        with understanding(folder, "should say in its attribute tera_mind where sections lie (z_um) and the levels"):
+            z_um = {f"{name}_image": float(z) for name, z in own.get("z_um", {}).items()}
+            low, high = (float(level) for level in own["levels"]) if "levels" in own else (None, None)
+            return _Exported(z_um, None if low is None or high is None else (low, high))
 
 
 @lru_cache(maxsize=4)  # planes of one store in one process share it

@@ -23,7 +23,7 @@ from tera_mind.ingest.harmonise import ensembl_id, read_symbols
 from tera_mind.ingest.registration import pixel_size_um
 from tera_mind.ingest.selection import Selection
 from tera_mind.ingest.small_csv import read_rows
-from tera_mind.ingest.source import SectionSource, StainImage, TranscriptBatch, option, pick_stains
+from tera_mind.ingest.source import SectionSource, StainImage, TranscriptBatch, by_number, option, pick_stains
 from tera_mind.ingest.tables import Table
 
 _TABLES = (".csv", ".tsv", ".txt", ".gem", ".csv.gz", ".tsv.gz", ".txt.gz", ".gem.gz", ".parquet")
@@ -58,6 +58,9 @@ class TableReader:
     min_quality: float = option(0.0, "drop rows whose quality is lower", "Q")
     section: str = option("", "column of the section's name (default: all rows are one section)", "NAME")
     z: str = option("", "column of z in microns; its mean is the section's z (default: as for folders)", "NAME")
+    section_step: float = option(
+        10.0, "distance between sections of one table without a column of z, in the order of their names", "UM"
+    )
     unit: str = option("um", "unit of x and y: um, px (of the first image), or its size in microns, as 0.5", "UNIT")
     features: str = option("", "10x features.tsv, or a list of genes, beside the table: the panel", "PATH")
 
@@ -65,16 +68,23 @@ class TableReader:
         """The sections of a table. Raises `MissingFileError`, `FormatError` or `InputError`, one line each."""
         path = self._find(folder)
         table, labels = self._open(path)
-        groups = _groups(table.path, labels, self.z) if self.section else {}
-        if not self.section:
-            z_um = _groups(table.path, None, self.z).get("", z_um) if self.z else z_um
-            groups = {"": z_um}
+        groups = self._positions(table.path, labels, z_um)
         panel, symbols = self._features(path.parent)
         name = path.name.split(".")[0] if folder.is_file() else folder.resolve().name
         return [
-            self._section(table, label, name=label or name, z_um=z_um if z is None else z, panel=panel, symbols=symbols)
+            self._section(table, label, name=label or name, z_um=z, panel=panel, symbols=symbols)
             for label, z in groups.items()
         ]
+
+    def _positions(self, path: Path, labels: Table | None, z_um: float) -> dict[str, float]:
+        """Section -> z by ascending z: as the column says, else a step apart, by the numbers in their names."""
+        if self.z:
+            known = _groups(path, labels, self.z)
+            return {name: known[name] for name in sorted(known, key=lambda name: (known[name], by_number(name)))}
+        if labels is None:
+            return {"": z_um}
+        names = sorted(_groups(path, labels, ""), key=by_number)
+        return {name: z_um + index * self.section_step for index, name in enumerate(names)}
 
     def _section(
         self,
@@ -162,7 +172,7 @@ class TableReader:
             for name, plane in image.planes.items():
                 if name in available:
                     raise InputError(f"{path} and another image of {table.name} both have a channel {name}; name them")
-                available[name] = StainImage(name, plane, um_to_px)
+                available[name] = StainImage(name, plane, um_to_px, image.levels)
         return [available[name] for name in pick_stains(list(available), self.stains, table)]
 
     def _image_paths(self, table: Path, section: str) -> list[tuple[str, Path]]:
@@ -227,15 +237,15 @@ class _Batches:
         x, y = _numbers(batch, reader.x), _numbers(batch, reader.y)
         (a, b, c), (d, e, f) = self.to_um[:2].tolist()
         x_um, y_um = a * x + b * y + c, d * x + e * y + f
-        chosen = Selection(len(codes), first_row)
+        counts = _numbers(batch, reader.count) if reader.count else None
+        chosen = Selection(len(codes), first_row, counts)
         chosen.drop_lost(x_um, y_um)
         chosen.drop_no_genes(codes, names)
         if reader.quality:
             low = ~(_numbers(batch, reader.quality) >= reader.min_quality)  # true for a missing quality
             chosen.drop(low, f"{reader.quality} below {reader.min_quality:g}")
-        if not reader.count:
+        if counts is None:
             return chosen.batch(x_um, y_um, codes, names)
-        counts = _numbers(batch, reader.count)
         chosen.drop(~(counts >= 0), "no count")
         chosen.drop(counts == 0, "count of zero")
         chosen.drop(counts != np.rint(counts), "count that is no whole number")

@@ -96,13 +96,18 @@ class Table:
     def batches(self) -> Iterator[tuple[int, Any]]:
         """(number of its first row, Arrow record batch): numbers as they are in Parquet, float64 in a CSV.
 
-        Raises `FormatError` where the file is damaged.
+        Raises `FormatError` where the file is damaged, `MissingFileError` where it is gone, or is not on this machine.
         """
         row = 1
         try:
             for batch in self._stream():
                 yield row, batch
                 row += batch.num_rows
+        except FileNotFoundError:
+            raise MissingFileError(
+                f"expected transcripts at {self.path}, nothing is there for the worker that reads it: do all machines "
+                "see this path?"
+            ) from None
         except _UNREADABLE as error:
             raise FormatError(
                 f"{self.path} is damaged or its columns hold other things than they should, at row {row} or later "

@@ -31,13 +31,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tera_mind import __version__
-from tera_mind.errors import InputError, MissingFileError, TeraMindError
+from tera_mind.errors import FormatError, InputError, MissingFileError, TeraMindError
 from tera_mind.formats.atomic import atomic_file, fsync_path, fsync_tree
 from tera_mind.ingest.fingerprint import digest
 from tera_mind.ingest.placing import Canvas, Placed
 
 #: changes with the meaning of what lies in the folder
-FORMAT = 1
+FORMAT = 2
 _RECORD = "record"
 #: what numpy and zipfile raise on a torn file
 _TORN = (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile)
@@ -63,15 +63,26 @@ class Work:
 
     def check(self) -> None:
         """Raise `TeraMindError` unless this run is the one that may write."""
-        try:
-            current = (self.folder / "run").read_text(encoding="utf-8")
-        except OSError:
+        current = self._current()
+        if current is None:
             raise MissingFileError(
                 f"worker on {socket.gethostname()} does not see {self.folder}: every worker needs the file system "
                 "of the output and of the sources under the same path"
-            ) from None
+            )
         if current != self.run:
             raise TeraMindError(f"{self.folder.parent} is being written by a later run; this one stops")
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether no later run has taken the folder."""
+        return self._current() == self.run
+
+    def _current(self) -> str | None:
+        """Number of the run that may write; None where the folder is not to be seen."""
+        try:
+            return (self.folder / "run").read_text(encoding="utf-8")
+        except OSError:
+            return None
 
     def section(self, key: str) -> Path:
         """Folder of what was read of a section."""
@@ -176,9 +187,10 @@ def open_work(out: Path, sections: Mapping[str, str], say: Say) -> Iterator[Work
             path.write_text(json.dumps(facts, indent=1), encoding="utf-8")
         try:
             yield work
-        except TeraMindError:
-            # the user will change something; what that is about, in a brain of one section, is what has been read
-            if len(sections) == 1 or not any(folder.glob("sections/*/*.npz")):
+        except TeraMindError as error:
+            # the user will change what is wrong with the input, in a brain of one section: with what has been read
+            useless = len(sections) == 1 and isinstance(error, (InputError, FormatError))
+            if (useless or not any(folder.glob("sections/*/*.npz"))) and work.is_ours:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 

@@ -72,8 +72,13 @@ def write_transcripts(work: Work, store: str, section: int, key: str) -> Iterato
     """Renumber the genes of a section's sorted runs, sort again band by band, and write them."""
     work.check()
     mark, spool = read_spool(work, key)
-    number_of = {name: number for number, name in enumerate(_facts(work, store)["genes"])}
-    renumber = np.array([number_of.get(name, -1) for name in mark.record["genes"]], np.int64)
+    panel, genes = _facts(work, store)["genes"], mark.record["genes"]
+    number_of = {name.casefold(): number for number, name in enumerate(panel)}
+    renumber = np.array([number_of.get(name.casefold(), -1) for name in genes], np.int64)
+    respelled = dict(mark.record["respelled"])
+    for name, number, count in zip(genes, renumber.tolist(), mark.arrays["counts"].tolist(), strict=True):
+        if number >= 0 and name != panel[number]:
+            respelled[name] = respelled.get(name, 0) + count
     writer = BrainWriter.resume(store_path(work, store)).section_writer(section)
     kept = 0
     for band in spool.bands():
@@ -86,8 +91,11 @@ def write_transcripts(work: Work, store: str, section: int, key: str) -> Iterato
         except InputError as error:
             raise InputError(f"section {work.placed(key).source.name}: {error}") from None
     digest = writer.finish()
-    absent = len(number_of) - int((renumber >= 0).sum())
-    record = {"transcripts": kept, "left_out": int(spool.runs.sum()) - kept, "rows": digest, "genes_absent": absent}
+    absent = len(number_of) - len(np.unique(renumber[renumber >= 0]))
+    left_out = int(spool.runs.sum()) - kept
+    record = {
+        "transcripts": kept, "left_out": left_out, "rows": digest, "genes_absent": absent, "respelled": respelled,
+    }  # fmt: skip
     data = store_path(work, store) / "transcripts" / str(section)
     write_mark(_marks(work, store) / f"transcripts-{section}.npz", record, data)
 

@@ -29,7 +29,7 @@ BIN_UM = 3.4
 MAX_COMPONENTS = 96
 #: panels up to here have a table of genes by genes, of 8 MB at the most
 FEW_GENES = 1024
-#: most nonzero counts that the components of a larger panel are taken from, of 12 bytes each
+#: most nonzero counts that the components of a larger panel are taken from, of 16 bytes each
 MAX_ENTRIES = 2**25
 #: bins along a tile that is read at once
 TILE_BINS = 64
@@ -274,7 +274,7 @@ def _levels(brain: Brain, section: int, box: Box, bin_px: int, genes: NDArray[np
     shape = (rows * columns, len(brain.genes))
     counts = sparse.coo_array((found.count.astype(np.float32), (index, found.gene)), shape=shape).tocsr()
     chosen = counts if genes is None else counts[:, genes]
-    return sparse.csr_array(chosen.log1p(), dtype=np.float64)
+    return chosen.log1p().astype(np.float64)
 
 
 def _layers(

@@ -60,7 +60,7 @@ class CheckpointInfo:
         )
 
     def require_same_inputs(self, other: CheckpointInfo) -> None:
-        """Raise `PanelMismatchError` unless the other has the same genes in order, stains, and network shape."""
+        """Raise `PanelMismatchError` unless the other has the same genes in order, stains, shape and prediction."""
         if self.genes != other.genes:
             missing = [gene for gene in other.genes if gene not in set(self.genes)]
             words = f"missing {', '.join(missing[:8])}" if missing else "same genes, other order or extra ones"
@@ -72,6 +72,11 @@ class CheckpointInfo:
             raise PanelMismatchError(
                 f"the starting checkpoint has stains {', '.join(self.stains)} and network {self.model}, "
                 f"the data and settings ask for {', '.join(other.stains)} and {other.model}"
+            )
+        if self.prediction != other.prediction:
+            raise PanelMismatchError(
+                f"the starting checkpoint predicts {self.prediction}, the settings ask for {other.prediction}: "
+                f"set model.prediction to {self.prediction}, or train from scratch"
             )
 
 

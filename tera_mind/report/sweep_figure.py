@@ -23,7 +23,9 @@ def sweep_figure(table: Mapping[str, Any]) -> Drawing:
     have markers and line ends of their own.
     """
     setting = table["setting"]
-    metrics = list(dict.fromkeys(metric["metric"] for metric in table["metrics"]))
+    measured = {value["metric"] for run in table["runs"] for value in run["values"] if value["value"] is not None}
+    wanted = list(dict.fromkeys(metric["metric"] for metric in table["metrics"]))
+    metrics = [metric for metric in wanted if metric in measured] or wanted  # a panel without points says nothing
     facts = {metric["metric"]: metric for metric in table["metrics"]}
     series = _series(table)
     stains = list(dict.fromkeys(stain for _, stain, _ in series))

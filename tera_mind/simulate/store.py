@@ -93,7 +93,7 @@ def _write_section(writer: BrainWriter, tiles: Tiles, brain: VirtualBrain, index
     )
 
 
-def check_replaceable(out: Path) -> None:
+def check_simulated(out: Path) -> None:
     """Raise `InputError` unless what lies at `out` and at its truth's place was simulated."""
     sections = Brain.open(out).sections
     if not sections or sections[0].source.get("format") != "simulated":

@@ -80,7 +80,8 @@ def execute(
 ) -> Iterator[Result]:
     """Do the tasks, at most `jobs` at once, each after those it needs; yields a result a task as they end.
 
-    What is done is skipped, what needs a failed task is blocked, everything else goes on. A task that is needed and not
+    What is done is skipped, what needs a failed task is blocked, everything else goes on. Once a command ends with
+    `STOPPED` nothing more is started: what runs goes to its end, the rest is `stopped`. A task that is needed and not
     among `tasks` must be done already. `prefix` are words before each command (`srun`); `environment` is added to the
     processes' own. What another command made in a task's folder is replaced with `overwrite`, else it blocks the task.
     """
@@ -105,6 +106,8 @@ def execute(
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     result = future.result()
                     ended[running.pop(future).name] = result
+                    # SLURM warns job steps, not the batch file: a command it stopped says that time is up for all
+                    workers.stopping |= result.outcome == "stopped"
                     yield result
         except BaseException:
             workers.stop()

@@ -34,7 +34,8 @@ class Task:
     """A stage with its placeholders filled, which one or several runs need.
 
     `name` is also its folder below the sweep's: `runs/RUN/STAGE`, or `shared/STAGE/SETTINGS` where it serves several
-    settings. `fingerprint` covers the command, the recipe's content and all that it builds on, wherever the sweep lies.
+    settings. `fingerprint` covers the command, the recipe's content and the commands whose outputs it takes, wherever
+    the sweep lies; not the content of files and stores that `values` name, nor the version of the code.
     """
 
     name: str
