@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning
@@ -13,7 +14,7 @@ from tera_mind.errors import InputError
 from tera_mind.module import GeneMorphModule
 
 
-class PaintingCallback(Callback):
+class PaintingCallback(Callback, ABC):
     """Runs `look` in every `every_n_validations`-th validation of a training, once the averaged weights are in place.
 
     What there is to look at is settled before the first step; `InputError` where it is nothing (`validation_regions`).
@@ -58,6 +59,6 @@ class PaintingCallback(Callback):
         assert isinstance(pl_module, GeneMorphModule)
         self.look(trainer, pl_module, self._regions)
 
+    @abstractmethod
     def look(self, trainer: lightning.Trainer, module: GeneMorphModule, regions: list[Region]) -> None:
         """What is done with the regions; on all processes alike."""
-        raise NotImplementedError

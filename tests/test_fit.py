@@ -293,8 +293,6 @@ def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients(shards
             "model__activation_checkpointing": True,
         },
         pytest.param({"trainer__gradient_clip_val": 0.01, "model__dropout": 0.1}, marks=pytest.mark.slow),
-        pytest.param({"model__compile": True}, marks=pytest.mark.slow),
-        pytest.param({"model__compile": True, "model__patch_weight": 1.0}, marks=pytest.mark.slow),
     ],
     ids="-".join,
 )
@@ -305,9 +303,6 @@ def test_options_of_training(options, run, shards, tmp_path):
     (plain, made) = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (run, tmp_path))
     assert made["global_step"] == 4
     assert made["state_dict"].keys() == plain["state_dict"].keys()
-    if options.get("model__compile") and "model__patch_weight" not in options:
-        for name, value in plain["current_model_state"].items():
-            torch.testing.assert_close(made["current_model_state"][name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_rate_schedule(shards):

@@ -15,27 +15,14 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from tera_mind.errors import InputError
 from tera_mind.export.selection import LEVELS, Selection, Track
 from tera_mind.formats.atomic import atomic_directory
 from tera_mind.formats.brain import Brain
+from tera_mind.formats.scverse import require_spatialdata
 from tera_mind.geometry import Box
 
 #: chunks of the images, and rows of the canvas whose transcripts are one partition
 CHUNK_PX, BAND_PX = 2048, 4096
-
-
-def require_spatialdata() -> Any:
-    """The library, or an `InputError` that says how to get it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import spatialdata
-    except ImportError as error:
-        raise InputError(
-            f"SpatialData needs the optional packages ({error}); install them: pip install 'tera-mind[spatial]'"
-        ) from None
-    return spatialdata
 
 
 def write_spatialdata(selection: Selection, path: Path, track: Track) -> None:

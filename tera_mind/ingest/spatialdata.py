@@ -20,6 +20,7 @@ import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
 from tera_mind.errors import FormatError, InputError, MissingFileError
+from tera_mind.formats.scverse import require_spatialdata
 from tera_mind.geometry import Box
 from tera_mind.ingest.features import check_pixel_um, encode_names, no_gene_reason
 from tera_mind.ingest.records import understanding
@@ -163,14 +164,7 @@ class _Exported:
 
 @lru_cache(maxsize=4)  # planes of one store in one process share it
 def _open(folder: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import spatialdata
-    except ImportError as error:
-        raise InputError(
-            f"SpatialData needs the optional packages ({error}); install them: pip install 'tera-mind[spatial]'"
-        ) from None
+    spatialdata = require_spatialdata()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
