@@ -168,6 +168,41 @@ class GeneMorphUNet(nn.Module):
         margin = self.config.margin_px
         return out[..., margin : out.shape[-2] - margin, margin : out.shape[-1] - margin]
 
+    @property
+    def patch_px(self) -> int:
+        return self.config.patch_px
+
+    @property
+    def bin_px(self) -> int:
+        return self.config.bin_px
+
+    @property
+    def halo_px(self) -> int:
+        return self.config.halo_px
+
+    @property
+    def channels(self) -> int:
+        return self.config.image_channels
+
+    def predict(
+        self,
+        window: Float[Tensor, "n channel y x"],
+        t: Integer[Tensor, " n"],
+        counts: Float[Tensor, "n gene section bin_y bin_x"],
+    ) -> Float[Tensor, "n channel y2 x2"]:
+        """Boundary-aware path on n blocks of R x K patches with half a patch around them (see `BlockNetwork`)."""
+        rows, columns = window.shape[-2] // self.patch_px - 1, window.shape[-1] // self.patch_px - 1
+        weight = self.head.weight
+        patches = self.boundary(
+            collage.to_patches(window, self.patch_px).to(weight),
+            t.to(weight.device),
+            collage.counts_to_patches(counts, self.config.bins).to(weight),
+            rows,
+            columns,
+        )
+        out = collage.from_patches(patches, rows, columns)
+        return out.to(torch.promote_types(out.dtype, torch.float32))
+
     def forward(
         self,
         x: Float[Tensor, "b4 c p p"],

@@ -1,8 +1,8 @@
 """The plain sampler: all patches, step by step, over a whole region. The oracle for every faster sampler.
 
-Each step runs the boundary-aware path over blocks of patches. A block reads the state of the step before on itself
-and half a patch around; beyond the region the state is the constant outside value at every step. Genes are never
-masked: around the region they are the tissue's own.
+Each step runs the network (`BlockNetwork`) over blocks of patches. A block reads the state of the step before on
+itself and the network's halo around; beyond the region the state is the constant outside value at every step. Genes
+are never masked: around the region they are the tissue's own.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from tera_mind.diffusion.schedule import Respaced, respace
 from tera_mind.diffusion.steppers import ddim_step, ddpm_step
 from tera_mind.errors import InputError
 from tera_mind.geometry import Box, SectionGroup
-from tera_mind.model.collage import counts_to_patches, from_patches, to_patches
+from tera_mind.model.blocks import BlockNetwork
 from tera_mind.model.config import Prediction
-from tera_mind.model.unet import GeneMorphUNet
 
 #: counts of a box of pixels, whole bins: (gene, gene section, bin_y, bin_x)
 CountSource = Callable[[Box], Float[Tensor, "gene section bin_y bin_x"]]
@@ -64,7 +63,7 @@ def blocks(rows: int, columns: int, block: int) -> Iterator[Box]:
 
 @torch.no_grad()
 def predict(
-    network: GeneMorphUNet,
+    network: BlockNetwork,
     x: Float[Tensor, "channel y x"],
     timestep: int,
     counts: CountSource,
@@ -72,32 +71,22 @@ def predict(
     settings: SamplerSettings,
     on_block: OnBlock = lambda: None,
 ) -> Float[Tensor, "channel y x"]:
-    """The boundary-aware path's output over a whole region of x_t, block by block."""
-    side, halo = network.config.patch_px, network.config.halo_px
-    device, dtype = next(network.parameters()).device, next(network.parameters()).dtype
+    """The network's output over a whole region of x_t, block by block."""
+    side, halo = network.patch_px, network.halo_px
     padded = F.pad(x, (halo, halo, halo, halo), value=OUTSIDE)
     out = torch.empty_like(x)
-    t = torch.tensor([timestep], device=device)
+    t = torch.tensor([timestep])
     for patch_box in blocks(region.height // side, region.width // side, settings.block):
-        rows, columns = patch_box.height, patch_box.width
-        y, x0 = patch_box.y0 * side, patch_box.x0 * side
-        window = padded[:, y : y + (rows + 1) * side, x0 : x0 + (columns + 1) * side]
-        pixels = Box(y, y + rows * side, x0, x0 + columns * side)
+        pixels = Box(patch_box.y0 * side, patch_box.y1 * side, patch_box.x0 * side, patch_box.x1 * side)
+        window = padded[(..., *pixels.grow(halo).shift(halo, halo).slices())]
         block_counts = counts(pixels.shift(region.y0, region.x0).grow(halo))
-        patches = network.boundary(
-            to_patches(window[None], side).to(device, dtype),
-            t,
-            counts_to_patches(block_counts[None], network.config.bins).to(device, dtype),
-            rows,
-            columns,
-        )
-        out[(..., *pixels.slices())] = from_patches(patches, rows, columns)[0].to(out)
+        out[(..., *pixels.slices())] = network.predict(window[None], t, block_counts[None])[0].to(out)
         on_block()
     return out
 
 
 def sample_steps(
-    network: GeneMorphUNet,
+    network: BlockNetwork,
     counts: CountSource,
     noise_source: NoiseSource,
     region: Box,
@@ -109,7 +98,7 @@ def sample_steps(
     `region` is in the brain's pixels and a whole number of patches a side; `InputError` otherwise. The network must
     be in evaluation mode, or tiles would differ by its dropout.
     """
-    side = network.config.patch_px
+    side = network.patch_px
     if region.is_empty or region.height % side or region.width % side:
         raise InputError(f"a region must be a whole number of {side} px patches a side, got {region}")
     if network.training:
