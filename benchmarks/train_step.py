@@ -1,9 +1,10 @@
 """One training step (forward, backward, optimiser) of this network against a plain transcription of the published way.
 
-The rival is the same network with the same weights and two modules put in: every convolution is an `nn.Conv3d`, 3x3x3
-with z padding inside residual blocks even where there is one section, and every RMSNorm is written in float32
-elementary operations that autograd goes back through one by one. Both get the same batch, noise and timesteps; dropout
-is off, so that their losses and gradient norms can be compared before anything is timed. Then they take turns.
+The rival is the same network with the same weights and three modules put in: every convolution is an `nn.Conv3d`, 3x3x3
+with z padding inside residual blocks even where there is one section; every RMSNorm is written in float32 elementary
+operations that autograd goes back through one by one; and a residual block is its modules one after the other. Both get
+the same batch, noise and timesteps; dropout is off, so that their losses and gradient norms can be compared before
+anything is timed. Then they take turns.
 
     python benchmarks/train_step.py [--quick] [--device cpu|cuda]
 """
@@ -66,6 +67,29 @@ class PlainRMSNorm(nn.Module):
         return (scaled * self.weight.view(shape)).to(x.dtype)
 
 
+class PlainResBlock(nn.Module):
+    """A residual block from modules: norm, activation, scale and shift are operations of their own, as published."""
+
+    def __init__(self, ours: ResBlock) -> None:
+        """Takes the modules of ours, which are replaced in their turn."""
+        super().__init__()
+        self.scale = ours.scale
+        for name, module in ours.named_children():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = nn.functional.silu(self.norm_in(x))
+        if self.scale == "up":
+            x, h = (nn.functional.interpolate(part, scale_factor=(1, 2, 2), mode="nearest") for part in (x, h))
+        elif self.scale == "down":
+            x, h = (nn.functional.avg_pool3d(part, (1, 2, 2)) for part in (x, h))
+        h = self.conv_in(h)
+        scale, shift = self.time(nn.functional.silu(embedding))[:, :, None, None, None].chunk(2, dim=1)
+        h = nn.functional.silu(self.norm_out(h) * (1 + scale) + shift)
+        out: Tensor = self.skip(x) + self.conv_out(self.dropout(h))
+        return out
+
+
 def plain_conv(ours: SectionConv, *, cube: bool) -> nn.Conv3d:
     """The same convolution as a 3-D one; `cube`: 3x3x3 with z padding, its outer planes zero where ours has none."""
     outputs, inputs, *kernel = ours.weight.shape
@@ -86,10 +110,14 @@ def plain_network(network: GeneMorphUNet) -> GeneMorphUNet:
     plain = copy.deepcopy(network)
     for parent in list(plain.modules()):
         for name, child in list(parent.named_children()):
+            if isinstance(child, ResBlock):
+                setattr(parent, name, PlainResBlock(child))
+    for parent in list(plain.modules()):
+        for name, child in list(parent.named_children()):
             if isinstance(child, RMSNorm):
                 setattr(parent, name, PlainRMSNorm(child))
             elif isinstance(child, SectionConv):
-                cube = isinstance(parent, ResBlock) and name in {"conv_in", "conv_out"}
+                cube = isinstance(parent, PlainResBlock) and name in {"conv_in", "conv_out"}
                 setattr(parent, name, plain_conv(child, cube=cube))
     return plain
 

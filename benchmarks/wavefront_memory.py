@@ -17,7 +17,7 @@ import torch
 
 from tera_mind.geometry import Box, SectionGroup
 from tera_mind.sampling.domain import Domain
-from tera_mind.sampling.memory import memory_bytes
+from tera_mind.sampling.memory import memory_bytes, passing_bytes
 from tera_mind.sampling.plain import SamplerSettings, box_noise
 from tera_mind.sampling.skew import Skew
 from tera_mind.sampling.wavefront import sweep
@@ -65,7 +65,7 @@ def measure(width: int, height: int, steps: int) -> dict[str, Any]:
     predicted = memory_bytes(
         skew, settings, patch_px=PATCH_PX, halo_px=network.halo_px, bin_px=BIN_PX, channels=network.channels,
         genes=GENES, gene_sections=4,
-    )  # fmt: skip
+    ) + passing_bytes(settings, patch_px=PATCH_PX, channels=network.channels)  # fmt: skip
     peak = memory_of("VmHWM") - before
     return {"width": width, "height": height, "voxels": voxels, "peak": peak, "predicted": predicted}
 

@@ -1,12 +1,14 @@
-"""Worker processes that end with the process that started them, however that ends."""
+"""Worker processes: they end with the process that started them, and give back memory that they no longer need."""
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import multiprocessing.process
 import os
 import signal
 import threading
+from functools import cache
 
 
 def end_with_parent() -> None:
@@ -23,3 +25,21 @@ def end_with_parent() -> None:
 def _wait(parent: multiprocessing.process.BaseProcess) -> None:
     parent.join()
     os._exit(1)
+
+
+def give_memory_back() -> None:
+    """Let the C library return freed memory to the system, where it is one that would keep it (glibc).
+
+    It keeps what lies between pieces still in use, and so a process of many sizes of arrays grows for hours.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> ctypes._NamedFuncPointer | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        return None

@@ -9,6 +9,8 @@ import pytest
 import torch
 from tiny_training import ROOT
 
+from tera_mind.model import layers
+
 
 @pytest.fixture(scope="module")
 def train_step():
@@ -37,20 +39,25 @@ def test_train_step_prints_a_table_and_a_line_of_json(train_step, capsys):
     assert any(torch.__version__ in line for line in table)
 
 
-def test_the_rival_is_plain(train_step):
-    """One section: cubes whose outer planes are zero, no module of ours left, the same function of x."""
+def test_the_rival_is_plain(train_step, monkeypatch):
+    """One section: cubes whose outer planes are zero, nothing of ours that is fused, the same function of x."""
     config = train_step.ModelConfig(**train_step.SHAPES["tiny"], gene_sections=1, dropout=0.0)
     network = train_step.GeneMorphUNet(config)
     plain = train_step.plain_network(network)
     kinds = {type(module) for module in plain.modules()}
-    assert not kinds & {train_step.RMSNorm, train_step.SectionConv}
+    assert not kinds & {train_step.RMSNorm, train_step.SectionConv, train_step.ResBlock}
     cubes = [m for m in plain.modules() if isinstance(m, torch.nn.Conv3d) and m.kernel_size == (3, 3, 3)]
     blocks = [m for m in network.modules() if isinstance(m, train_step.ResBlock)]
     assert len(cubes) == 2 * len(blocks)
     assert sum(p.numel() for p in plain.parameters()) > sum(p.numel() for p in network.parameters())
     x, t = torch.randn(4, 2, 16, 16), torch.tensor([7])
     counts = torch.poisson(torch.ones(4, 5, 1, 4, 4))
-    for ours, theirs in zip(network(x, t, counts), plain(x, t, counts), strict=True):
+    results = [network(x, t, counts)]
+    with monkeypatch.context() as patch:
+        patch.setattr(layers, "norm_silu", lambda *_: pytest.fail("the rival runs our fused norm"))
+        patch.setattr(layers, "plane_products", lambda *_: pytest.fail("the rival runs our plane products"))
+        results.append(plain(x, t, counts))
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
 
 

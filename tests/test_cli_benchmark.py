@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from tiny_training import tiny_config
 
 from tera_mind.cli import benchmark
 from tera_mind.cli.main import COMMANDS, main
+from tera_mind.errors import InputError
 from tera_mind.model.checkpoint import CheckpointInfo, checkpoint_content
+from tera_mind.model.devices import choose_device
 from tera_mind.model.macs import FLOP_A_MAC, count_macs
 from tera_mind.model.unet import GeneMorphUNet
 from tera_mind.profiling import cost as costs
@@ -164,6 +167,19 @@ def test_time_is_told_apart():
     assert max(seconds, key=seconds.__getitem__) == "convolution"
     assert kernels.scaled({"convolution": 2.0, "copies": 2.0}, 1.0, torch.device("cpu"))["copies"] == 0.5
     assert kernels.scaled({"convolution": 0.25}, 1.0, torch.device("cuda"))["waiting"] == 0.75
+
+
+def test_the_profiler_says_nothing(capfd):
+    """Its library writes of its start and stop to the process's standard error, where a user would wonder."""
+    kernels.time_by_class(lambda: torch.ones(3) + 1, torch.device("cpu"))
+    sys.stderr.write("heard\n")
+    assert capfd.readouterr().err == "heard\n"
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "abacus", "cuda:99"])
+def test_devices_that_are_not_there_are_refused(name):
+    with pytest.raises(InputError, match=r"is no device|CUDA device"):
+        choose_device(name)
 
 
 def test_peaks_of_gpus_are_by_name():

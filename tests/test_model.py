@@ -29,6 +29,10 @@ from tera_mind.model.unet import GeneMorphUNet
         ({"patch_px": 60}, "patch_px must be a multiple"),
         ({"patch_px": 32, "bin_px": 4}, "finer than the deepest level"),
         ({"margin_px": 5}, "margin_px must be"),
+        (
+            {"channel_mult": (1,) * 6, "pyramid_channels": (8,) * 5, "bin_px": 32, "margin_px": 16},
+            "whole number of positions",
+        ),
         ({"genes": MAX_DENSE_GENES + 1}, "gene_rank"),
     ],
 )

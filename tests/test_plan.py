@@ -120,8 +120,8 @@ def test_bytes_flop_and_boxes() -> None:
 def test_memory_splits_groups_or_is_refused() -> None:
     alone = small()
     assert len(alone.units) == 2
-    tight = small(memory_bytes=alone.memory_bytes * 2 // 3)
-    assert tight.memory_bytes <= alone.memory_bytes * 2 // 3
+    tight = small(memory_bytes=alone.memory_bytes * 9 // 10)
+    assert tight.memory_bytes <= alone.memory_bytes * 9 // 10
     assert len(tight.units) > 2
     check_units(tight, 70, 16)
     with pytest.raises(InputError, match=r"one row of shards needs .* give more memory"):

@@ -154,6 +154,8 @@ def _block(text: str) -> tuple[int, int]:
 
 def run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
+    if options.out.is_symlink():  # the volume goes where the link leads, as its space is there
+        options.out = options.out.resolve()
     check_replaceable(options.out, ("volume",), [options.brain, options.checkpoint])
     brain, checkpoint = Brain.open(options.brain), load_checkpoint(options.checkpoint)
     wanted = None if options.region is None else Box.parse(options.region, brain.canvas, brain.pixel_um)

@@ -73,6 +73,11 @@ class ModelConfig:
             )
         if self.margin_px not in {0, self.patch_px // 4, self.patch_px // 2}:
             raise InputError(f"margin_px must be 0, a quarter or half of patch_px, got {self.margin_px}")
+        if self.margin_px * self.deepest_px % self.patch_px:
+            raise InputError(
+                f"a margin of {self.margin_px} px is no whole number of positions at the deepest level, where a patch "
+                f"is {self.deepest_px}: use margin_px {self.patch_px // 2} or 0, or fewer levels"
+            )
         if self.gene_rank is None and self.genes > MAX_DENSE_GENES:
             raise InputError(
                 f"a dense gene pyramid takes at most {MAX_DENSE_GENES} genes, got {self.genes}: "

@@ -15,9 +15,14 @@ def choose_device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"no CUDA device here, asked for {name!r}; use --device cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"{name!r} is no device; use auto, cpu or cuda") from None
+        device = None
+    if device is None or device.type not in {"cpu", "cuda"}:  # nothing else was ever tried
+        raise InputError(f"{name!r} is no device that can be used; use auto, cpu or cuda")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise InputError(f"there are {torch.cuda.device_count()} CUDA devices here, asked for {name!r}; see nvidia-smi")
+    return device
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Integer
-from torch import Tensor
+from torch import Tensor, nn
 
 from tera_mind.errors import InputError
 from tera_mind.model import collage
@@ -25,6 +25,7 @@ from tera_mind.model.planes import Halves, PlaneConv, from_halves, to_halves
 from tera_mind.model.unet import GeneMorphUNet, Stage
 
 Precision = Literal["32", "bf16"]
+M = TypeVar("M", bound=nn.Module)
 #: patches that go through the network at once: activations of a CPU's share stay near its caches
 PATCHES_AT_ONCE = {"cpu": 4, "cuda": 128}
 
@@ -83,45 +84,48 @@ class FastNetwork:
     def __init__(
         self, network: GeneMorphUNet, device: torch.device, precision: Precision, patches_at_once: int
     ) -> None:
-        """The weights are copied; a float64 network with precision "32" stays in float64."""
-        source = copy.deepcopy(network).eval().requires_grad_(requires_grad=False).to(device)
-        config = self.config = source.config
-        wide = torch.promote_types(source.head.weight.dtype, torch.float32)
+        """The weights are copied, stage by stage; a float64 network with precision "32" stays in float64."""
+        config = self.config = network.config
+        wide = torch.promote_types(network.head.weight.dtype, torch.float32)
+
+        def own(module: M) -> M:
+            return copy.deepcopy(module).eval().requires_grad_(requires_grad=False).to(device)
+
         dtype = torch.bfloat16 if precision == "bf16" else wide
         self.device, self.dtype, self.wide = device, dtype, wide
         self.patches_at_once = patches_at_once
-        self.time, self.pyramid = source.time.to(wide), source.pyramid.to(wide)
+        self.time, self.pyramid = own(network.time).to(wide), own(network.pyramid).to(wide)
         sections, per_level, n = config.sections, config.res_blocks, patches_at_once
         genes = config.gene_channels[::-1]
         inner = [config.patch_px >> level for level in range(len(genes))]
         outer = [side + (2 * config.margin_px >> level) for level, side in enumerate(inner)]
         planes = n * max(1, sections // 2)
         # the image enters and leaves in full precision
-        self.stem = self.plane_conv(source.stem, (planes, inner[0]))
+        self.stem = self.plane_conv(own(network.stem), (planes, inner[0]))
         self.encoder: list[FastStage] = []
         self.downs: list[FastResBlock] = []
         widths = [self.stem_channels(config)]
-        for i, stage in enumerate(source.encoder):
+        for i, stage in enumerate(map(own, network.encoder)):
             assert isinstance(stage, Stage)
             level, first = divmod(i, per_level)
             if level and not first:
-                down = source.downs[level - 1]
+                down = own(network.downs[level - 1])
                 assert isinstance(down, ResBlock)
                 self.downs.append(FastResBlock(down, widths[-1:], dtype, sections, (n, inner[level])))
                 widths.append(widths[-1])
             self.encoder.append(FastStage(stage, [widths[-1], genes[level]], dtype, sections, (n, inner[level])))
             widths.append(stage.block.conv_out.weight.shape[0])
         channels = widths[-1]
-        self.middle = FastStage(source.middle, [channels, genes[-1]], dtype, sections, (n, inner[-1]))
+        self.middle = FastStage(own(network.middle), [channels, genes[-1]], dtype, sections, (n, inner[-1]))
         self.decoder: list[FastStage] = []
-        for i, stage in enumerate(source.decoder):
+        for i, stage in enumerate(map(own, network.decoder)):
             assert isinstance(stage, Stage)
             level = len(genes) - 1 - i // (per_level + 1)
             parts = [channels, widths.pop(), genes[level]]
             self.decoder.append(FastStage(stage, parts, dtype, sections, (n, outer[level])))
             channels = stage.block.conv_out.weight.shape[0]
-        self.norm = source.norm.weight.to(wide)
-        self.head = self.plane_conv(source.head, (planes, outer[0]))
+        self.norm = own(network.norm).weight.to(wide)
+        self.head = self.plane_conv(own(network.head), (planes, outer[0]))
         stages = [*self.encoder, self.middle, *self.decoder]
         self.blocks = [*self.downs, *(block for stage in stages for block in stage.blocks)]
         for number, block in enumerate(self.blocks):
@@ -200,7 +204,6 @@ class FastNetwork:
     ) -> Halves:
         return stage(parts, genes, [modulations[block.number] for block in stage.blocks], patches)
 
-    @torch.inference_mode()
     def predict(
         self,
         window: Float[Tensor, "n channel y x"],
@@ -209,7 +212,9 @@ class FastNetwork:
     ) -> Float[Tensor, "n channel y2 x2"]:
         """Boundary-aware path on n blocks of R x K patches with half a patch around them (see `BlockNetwork`)."""
         blocks = zip(window, t.tolist(), counts, strict=True)
-        return torch.stack([self.block(x, step, genes) for x, step, genes in blocks])
+        with torch.inference_mode():
+            out = torch.stack([self.block(x, step, genes) for x, step, genes in blocks])
+        return out.clone()  # outside: a tensor that may be used anywhere, autograd included
 
     def block(
         self, window: Float[Tensor, "channel y x"], t: int, counts: Float[Tensor, "gene section bin_y bin_x"]

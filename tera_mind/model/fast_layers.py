@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tera_mind.model.layers import GeneAttentionBlock, ResBlock, SectionConv
+from tera_mind.model.layers import GeneAttentionBlock, ResBlock, SectionConv, attend
 from tera_mind.model.planes import Halves, PlaneConv, SectionProducts
 from tera_mind.model.unet import Stage
 
@@ -31,6 +31,9 @@ def rms_norm(
     squares = [torch.linalg.vector_norm(part, dim=-1, keepdim=True, dtype=wide).square_() for part in parts]
     total = squares[0] if len(squares) == 1 else torch.stack(squares).sum(0)
     r = torch.rsqrt(total.div_(channels).add_(1e-6)).to(parts[0].dtype)
+    if torch.compiler.is_compiling():  # a compiler fuses this, and would stop at every slice that is written to
+        scaled = torch.cat([part * r for part in parts], dim=-1) * weight
+        return scaled if shift is None else scaled + shift
     out = parts[0].new_empty((*parts[0].shape[:-1], channels))
     at = 0
     for part in parts:
@@ -65,10 +68,13 @@ class FastResBlock:
         self, block: ResBlock, parts: Sequence[int], dtype: torch.dtype, sections: int, shape: tuple[int, int]
     ) -> None:
         """parts: channels of what enters; shape: patches at once and the side of what leaves."""
-        self.scale, self.source = block.scale, block
+        self.scale = block.scale
         #: where its modulation lies in the network's list
         self.number = 0
+        # of the block itself only what is small is kept: its kernels would be a second copy of the packed ones
         self.weight_in = block.norm_in.weight.to(dtype)
+        wide = torch.promote_types(block.norm_out.weight.dtype, torch.float32)
+        self.weight_out, self.time = block.norm_out.weight.to(wide), block.time.to(wide)
         self.conv_in = SectionProducts(block.conv_in.weight, block.conv_in.bias, dtype, sections, shape)
         self.conv_out = SectionProducts(block.conv_out.weight, block.conv_out.bias, dtype, sections, shape)
         self.skips: list[PlaneConv] = []
@@ -81,9 +87,9 @@ class FastResBlock:
 
     def modulation(self, embedding: Float[Tensor, " t"]) -> Modulation:
         """What the second norm does at the timestep of an embedding."""
-        scale, shift = self.source.time(F.silu(embedding)).chunk(2)
+        scale, shift = self.time(F.silu(embedding)).chunk(2)
         dtype = self.weight_in.dtype
-        return (self.source.norm_out.weight * (1 + scale)).to(dtype), shift.to(dtype)
+        return (self.weight_out * (1 + scale)).to(dtype), shift.to(dtype)
 
     def __call__(self, parts: Sequence[Halves], modulation: Modulation) -> Halves:
         sides = [list(side) for side in zip(*parts, strict=True)]
@@ -133,7 +139,7 @@ class FastAttention:
         h = rms_norm([tokens], block.norm_attention.weight * (1 + scale1), shift1)
         query = rms_norm([block.query(h)], block.norm_query.weight)
         key = rms_norm([block.key(e)], block.norm_key.weight)
-        attended = F.scaled_dot_product_attention(query, key, block.value(e), scale=1.0 / tokens.shape[-1])
+        attended = attend(query, key, block.value(e))
         tokens = torch.addcmul(tokens, gate1, block.out(attended))
         h = rms_norm([tokens], block.norm_mlp.weight * (1 + scale2), shift2)
         tokens = tokens.addcmul_(gate2, block.mlp(h))

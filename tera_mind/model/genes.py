@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tera_mind.model.config import ModelConfig
-from tera_mind.model.layers import MLP, RMSNorm, SectionConv
+from tera_mind.model.layers import MLP, RMSNorm, SectionConv, attend
 
 Counts = Float[Tensor, "b gene section bin_y bin_x"]
 
@@ -43,7 +43,7 @@ class GeneGeneBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b gene d"]) -> Float[Tensor, "b gene d"]:
         query = self.norm_query(self.query(x))
-        mixed = F.scaled_dot_product_attention(query, query, self.value(x), scale=1.0 / x.shape[-1])
+        mixed = attend(query, query, self.value(x))
         out: Tensor = self.mlp(self.norm_mlp(self.out(mixed)))
         return x + out if self.residual else out
 

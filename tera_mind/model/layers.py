@@ -228,6 +228,17 @@ class MLP(nn.Module):
         return out
 
 
+def attend(
+    query: Float[Tensor, "w tokens c"],
+    key: Float[Tensor, "w tokens c"],
+    value: Float[Tensor, "w tokens c"],
+) -> Float[Tensor, "w tokens c"]:
+    """softmax(q k^T / c) v with one head; given an axis of heads, for without one PyTorch writes the scores out."""
+    q, k, v = (x.unsqueeze(1) for x in (query, key, value))
+    out: Tensor = F.scaled_dot_product_attention(q, k, v, scale=1.0 / query.shape[-1])
+    return out.squeeze(1)
+
+
 def to_windows(x: Activations, side: int) -> Float[Tensor, "w tokens c"]:
     """Cut the plane into squares of `side`; tokens of a window are (z, y, x)."""
     b, c, z, height, width = x.shape
@@ -269,9 +280,7 @@ class GeneAttentionBlock(nn.Module):
         modulation = self.modulation(F.silu(to_windows(genes, self.window_px)))
         shift1, scale1, gate1, e, shift2, scale2, gate2 = modulation.chunk(7, dim=-1)
         query = self.norm_query(self.query(self.norm_attention(tokens) * (1 + scale1) + shift1))
-        attended = F.scaled_dot_product_attention(
-            query, self.norm_key(self.key(e)), self.value(e), scale=1.0 / tokens.shape[-1]
-        )
+        attended = attend(query, self.norm_key(self.key(e)), self.value(e))
         tokens = tokens + gate1 * self.out(attended)
         tokens = tokens + gate2 * self.mlp(self.norm_mlp(tokens) * (1 + scale2) + shift2)
         return from_windows(tokens, x.shape, self.window_px)

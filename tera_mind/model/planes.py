@@ -22,6 +22,8 @@ Folding (section, channel) into channels, one dense convolution, multiplies Z^2 
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,14 +69,9 @@ class PlaneConv:
         self.bias = bias
         self.packed = weight.device.type == "cpu" and packable(weight.dtype)
         if self.packed:
-            sizes = [shape[0], weight.shape[1], shape[1], shape[1]]
-            dense = weight.contiguous().to_mkldnn()
-            # the entry points torch.compile freezes convolutions with; torch has no public ones
-            pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # noqa: SLF001
-            weight = pack(dense, self.padding, [1, 1], [1, 1], 1, sizes)
+            self.weight = packed(weight, self.padding, shape)
         else:
-            weight = weight.contiguous(memory_format=torch.channels_last)
-        self.weight = weight
+            self.weight = weight.contiguous(memory_format=torch.channels_last)
 
     def __call__(
         self, x: Float[Tensor, "n y x i"], plus: Float[Tensor, "n y x o"] | None = None
@@ -84,24 +81,58 @@ class PlaneConv:
         if not self.packed:
             out = F.conv2d(planes, self.weight, self.bias, padding=self.padding).permute(0, 2, 3, 1)
             return out if plus is None else out.add_(plus)
-        fixed = (self.weight, self.bias, self.padding, [1, 1], [1, 1], 1)
-        pointwise = torch.ops.mkldnn._convolution_pointwise  # noqa: SLF001
-        if plus is None:
-            out = pointwise(planes, *fixed, "none", [], "")
-        else:
-            other = plus.permute(0, 3, 1, 2)
-            out = pointwise.binary(planes, other, *fixed, "add", 1.0, None, [], None)
-        result: Tensor = out.permute(0, 2, 3, 1)
-        return result
+        other = None if plus is None else plus.permute(0, 3, 1, 2)
+        return packed_conv2d(planes, self.weight, self.bias, self.padding, other).permute(0, 2, 3, 1)
 
 
+def packed(weight: Float[Tensor, "o i k k"], padding: list[int], shape: tuple[int, int]) -> Tensor:
+    """Weights in oneDNN's own order; `shape`: planes at once and their side, for which that is chosen."""
+    # the entry points torch.compile freezes convolutions with; torch has no public ones (see `packable`)
+    pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # noqa: SLF001
+    sizes = [shape[0], weight.shape[1], shape[1], shape[1]]
+    result: Tensor = pack(weight.contiguous().to_mkldnn(), padding, [1, 1], [1, 1], 1, sizes)
+    return result
+
+
+def packed_conv2d(
+    x: Float[Tensor, "n i y x"], weight: Tensor, bias: Tensor | None, padding: list[int], plus: Tensor | None = None
+) -> Float[Tensor, "n o y x"]:
+    """`F.conv2d` with packed weights, plus what is handed in."""
+    fixed = (weight, bias, padding, [1, 1], [1, 1], 1)
+    pointwise = torch.ops.mkldnn._convolution_pointwise  # noqa: SLF001
+    result: Tensor
+    if plus is None:
+        result = pointwise(x, *fixed, "none", [], "")
+    else:
+        result = pointwise.binary(x, plus, *fixed, "add", 1.0, None, [], None)
+    return result
+
+
+@functools.cache
 def packable(dtype: torch.dtype) -> bool:
-    """Whether oneDNN takes packed weights of this type on this CPU."""
-    if not torch.backends.mkldnn.is_available():
+    """Whether this CPU and this torch take packed weights of a type.
+
+    The entry points are torch's own, not public: a small convolution is tried through them, and where they are gone,
+    want other arguments or say something else than `F.conv2d`, weights are not packed.
+    """
+    if dtype not in {torch.float32, torch.bfloat16} or not torch.backends.mkldnn.is_available():
         return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
-    return dtype == torch.float32
+    x, plus, weight, bias = (
+        torch.sin(torch.arange(math.prod(size), dtype=torch.float32)).view(size).to(dtype)
+        for size in ((2, 8, 8, 16), (2, 8, 8, 16), (16, 16, 3, 3), (16,))
+    )
+    x, plus = x.permute(0, 3, 1, 2), plus.permute(0, 3, 1, 2)
+    try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
+            return False
+        ready = packed(weight, [1, 1], (2, 8))
+        found = [packed_conv2d(x, ready, bias, [1, 1], other) for other in (None, plus)]
+    except (AttributeError, RuntimeError, TypeError, NotImplementedError):
+        return False
+    expected = F.conv2d(x.float(), weight.float(), bias.float(), padding=1)
+    least = 1e-4 if dtype == torch.float32 else 0.05
+    pairs = zip(found, (expected, expected + plus.float()), strict=True)
+    return all(torch.allclose(one.float(), other, rtol=least, atol=least) for one, other in pairs)
 
 
 class SectionProducts:

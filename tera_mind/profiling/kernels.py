@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -46,12 +49,33 @@ def classify(chain: Iterable[str]) -> Kind:
 def time_by_class(run: Callable[[], object], device: torch.device) -> dict[Kind, float]:
     """Seconds by class of one call of `run` under the profiler: of kernels on a GPU, of operations on a CPU."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    with profile(activities=activities) as found, _marked_norms():
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    found = profile(activities=activities)
+    with _marked_norms():
+        with _silent():
+            found.start()
+        try:
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        finally:
+            with _silent():
+                found.stop()
     events = found.events() or ()
     return _gpu_times(events) if device.type == "cuda" else _cpu_times(events)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Standard error of the process to nowhere: the profiler's library writes there when it starts and stops."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from tera_mind.sampling.leases import Leases
 from tera_mind.sampling.ledger import FOLDER, Ledger, differences
 from tera_mind.sampling.plan import Plan, make_plan
 from tera_mind.sampling.progress import Snapshot, snapshot
-from tera_mind.sampling.worker import Worker, unit_words
+from tera_mind.sampling.worker import Worker, replaced, unit_words
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -102,6 +102,7 @@ def plan_of(job: Generation, launch: Launch) -> Plan:
         memory_bytes=launch.memory,
         block_multiply_adds=count_macs(model).block(job.block_rows, job.block_columns),
         gene_bytes_px=_gene_bytes_px(job),
+        pixel_bytes=1 if job.dtype == "uint8" else 2,
         **more,
     )
 
@@ -187,6 +188,8 @@ def generate(job: Generation, out: Path, launch: Launch, watch: Watch = lambda _
                 _work_here(job, ledger, launch, watch)
             else:
                 _work_in_processes(job, ledger, launch, watch)
+    if not ledger.current:
+        raise replaced(out)
     if not ledger.finished:
         failed = ledger.failed()
         if failed:
@@ -194,7 +197,11 @@ def generate(job: Generation, out: Path, launch: Launch, watch: Watch = lambda _
         if len(ledger.rows()) < len(ledger.tasks):
             return None
         watch(snapshot(ledger))
-        ledger.seal()
+        try:
+            ledger.seal()
+        except FileNotFoundError:
+            if not ledger.finished:  # another command sealed it at the same moment
+                raise
     ledger.clean()
     return Volume.open(out)
 
@@ -237,7 +244,15 @@ def _work_in_processes(job: Generation, ledger: Ledger, launch: Launch, watch: W
             device = str(launch.devices[number % len(launch.devices)])
             process: BaseProcess = context.Process(
                 target=_worker_main,
-                args=(job.__reduce__()[1], ledger.volume, device, number, launch.share == 1, errors),
+                args=(
+                    job.__reduce__()[1],
+                    ledger.volume,
+                    ledger.fingerprint,
+                    device,
+                    number,
+                    launch.share == 1,
+                    errors,
+                ),
             )
             process.start()
             processes.append(process)
@@ -272,12 +287,20 @@ def _end(processes: Sequence[BaseProcess]) -> None:
 
 
 def _worker_main(
-    parts: tuple[Any, ...], volume: Path, device: str, number: int, wait: bool, errors: SimpleQueue[str]
+    parts: tuple[Any, ...],
+    volume: Path,
+    known: str,
+    device: str,
+    number: int,
+    wait: bool,
+    errors: SimpleQueue[str],
 ) -> None:
     end_with_parent()
     signal.signal(signal.SIGTERM, _leave)
     try:
         job, ledger = reopened(*parts), Ledger.open(volume)
+        if ledger.fingerprint != known:
+            raise replaced(volume)
         torch.set_num_threads(ledger.threads)
         Worker(job, ledger, torch.device(device), number, wait=wait).run()
     except (TeraMindError, OSError) as error:

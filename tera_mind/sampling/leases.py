@@ -8,12 +8,14 @@ tasks are idempotent and whole shards are renamed in place.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,13 +63,18 @@ class Leases:
         return self.folder / f"{name}.json"
 
     def _now(self) -> float:
-        """The file system's time."""
+        """The file system's time; this machine's for one who may only look on."""
         clock = self.folder / f".clock-{self.worker}"
         try:
             clock.write_bytes(b"")
             return clock.stat().st_mtime
+        except OSError as error:
+            if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}:
+                raise
+            return time.time()
         finally:
-            clock.unlink(missing_ok=True)
+            with suppress(OSError):
+                clock.unlink(missing_ok=True)
 
     def held(self) -> dict[str, Lease]:
         """All leases, expired ones too."""
@@ -102,8 +109,12 @@ class Leases:
             if lease is None or not lease.expired or not self._bury(name, lease):
                 return False
             return self.claim(name, since)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content))
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(json.dumps(content))
+        except OSError:  # a full disk: an empty lease would keep everyone waiting until it expires
+            path.unlink(missing_ok=True)
+            raise
         return True
 
     def _bury(self, name: str, lease: Lease) -> bool:
@@ -136,10 +147,9 @@ def heartbeat(leases: Leases, name: str) -> Iterator[None]:
 
     def beat() -> None:
         while not over.wait(HEARTBEAT_S):
-            try:
-                os.utime(path)
-            except OSError:  # the lease was taken over; the work goes on and does no harm
-                return
+            with suppress(OSError):  # a file system that stumbles once must not cost the lease
+                if leases.holds(name):  # one that was taken over is the other's to keep young
+                    os.utime(path)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

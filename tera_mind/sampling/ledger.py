@@ -27,7 +27,7 @@ from tera_mind.sampling.writer import Files, differing
 
 FOLDER = "generation"
 _PLAN, _SEALED = "plan.json", "zarr.json"
-_WORKING = ("rows", "leases", "workers", "failed", "partial")
+_WORKING = ("leases", "rows", "workers", "failed", "partial")
 _VERSION = 1
 
 
@@ -135,6 +135,14 @@ class Ledger:
     @property
     def finished(self) -> bool:
         return not is_unfinished(self.volume)
+
+    @property
+    def current(self) -> bool:
+        """Whether the volume there is still the one that this ledger is of; reads the disk."""
+        try:
+            return Ledger.open(self.volume).fingerprint == self.fingerprint
+        except FormatError:
+            return False
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+from tera_mind.noise import WORKING_BYTES
 from tera_mind.sampling.plain import SamplerSettings
 from tera_mind.sampling.skew import Skew
 
 _STATE_BYTES = 4  # float32
 _COUNT_BYTES = 1  # as `compact` keeps whole numbers up to 255
+#: images of a block that a step of a solver holds at once
+_SOLVER_IMAGES = 6
 
 
 def memory_bytes(
@@ -29,6 +32,7 @@ def memory_bytes(
     sizes = [channels * _STATE_BYTES * p * r for p, r in zip(planes, rows, strict=True)]  # of one pixel column
     kept = strip * sum(sizes[:-1]) + column * sizes[0]  # and the noise that is made ahead
     fresh = column * (sum(sizes[1:]) if skew.lag else max(a + b for a, b in itertools.pairwise(sizes)))
+    fresh += column * max(sizes[:-1])  # a column of a state waits to be used again while the last step has its own
     window = (settings.block_rows * patch_px + 2 * halo_px) * (column + 2 * halo_px)
     values = genes * gene_sections
     # a pass: windows and outputs, and counts one by one and together; a trimmed strip while the whole is still there
@@ -43,3 +47,15 @@ def _counts(skew: Skew, column: int, patch_px: int, halo_px: int, bin_px: int, v
     need = skew.needed(1)
     height = (need.y1 - need.y0) * patch_px + 2 * halo_px
     return _COUNT_BYTES * values * (width // bin_px) * (height // bin_px)
+
+
+def passing_bytes(settings: SamplerSettings, *, patch_px: int, channels: int) -> int:
+    """What comes and goes while one block is made: noise, and the solver's estimates and products."""
+    block = _STATE_BYTES * channels * settings.block_rows * settings.block_columns * patch_px**2
+    return _SOLVER_IMAGES * block + WORKING_BYTES
+
+
+def writer_bytes(shard_px: int, pixel_bytes: int, channels: int, band_px: int, width_px: int) -> int:
+    """Of a column of shards that is being filled, all planes of the group, and a shard on its way to the disk."""
+    width = min(shard_px, width_px)
+    return pixel_bytes * width * (channels * band_px + 2 * min(shard_px, band_px))

@@ -7,6 +7,7 @@ constant outside value at every step. Genes are never masked: around the region 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -68,8 +69,10 @@ def box_noise(seed: int, group: SectionGroup, stains: int) -> BoxNoise:
     """Noise of a section group keyed by (seed, step, stain, section, y, x): a box is a cut of any larger one."""
 
     def source(step: int, box: Box) -> Float[Tensor, "channel y x"]:
-        planes = [noise.normal(seed, step, stain, z, box) for stain in range(stains) for z in group.image]
-        return torch.stack([torch.from_numpy(plane) for plane in planes])
+        out = torch.empty(stains * len(group.image), box.height, box.width)
+        for plane, (stain, z) in zip(out, itertools.product(range(stains), group.image), strict=True):
+            plane.copy_(torch.from_numpy(noise.normal(seed, step, stain, z, box)))
+        return out
 
     return source
 

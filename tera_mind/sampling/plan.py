@@ -24,6 +24,7 @@ from tera_mind.geometry import Box, SectionGroup
 from tera_mind.sampling.cost import BandCost
 from tera_mind.sampling.domain import Domain
 from tera_mind.sampling.memory import memory_bytes as memory_of
+from tera_mind.sampling.memory import passing_bytes, writer_bytes
 from tera_mind.sampling.plain import SamplerSettings
 from tera_mind.sampling.skew import Skew
 
@@ -60,7 +61,7 @@ class Plan:
     shard_px: int
     #: blocks if no group were split
     necessary_blocks: int
-    #: states and counts of the largest unit, without the network's weights and activations
+    #: states, counts and shards of the largest unit, without the network's weights and activations
     memory_bytes: int
     #: level 0, uint8 before compression, patches outside the domains left out
     bytes_written: int
@@ -148,16 +149,18 @@ def make_plan(
     shard_px: int = SHARD_PX,
     block_multiply_adds: int = 0,
     gene_bytes_px: float = 0.0,
+    pixel_bytes: int = 1,
 ) -> Plan:
     """Units of a volume for some workers, each with `memory_bytes` for states and counts (None: as much as it takes).
 
     domains: one a group; channels: of a group's image; block_multiply_adds: of one block through the network;
-    gene_bytes_px: stored bytes of transcripts a pixel and gene section. Raises `InputError` where even the lowest band
-    does not fit in memory.
+    gene_bytes_px: stored bytes of transcripts a pixel and gene section; pixel_bytes: of the volume. Raises
+    `InputError` where even the lowest band does not fit in memory.
     """
     planner = Planner(
         region, groups, domains, settings, patch_px=patch_px, halo_px=halo_px, bin_px=bin_px, channels=channels,
         genes=genes, shard_px=shard_px, block_multiply_adds=block_multiply_adds, gene_bytes_px=gene_bytes_px,
+        pixel_bytes=pixel_bytes,
     )  # fmt: skip
     return planner.plan(workers, memory_bytes)
 
@@ -180,6 +183,7 @@ class Planner:
         shard_px: int = SHARD_PX,
         block_multiply_adds: int = 0,
         gene_bytes_px: float = 0.0,
+        pixel_bytes: int = 1,
     ) -> None:
         if not groups or len(groups) != len(domains):
             raise InputError(f"a plan needs section groups with a domain each, got {len(groups)} and {len(domains)}")
@@ -194,6 +198,7 @@ class Planner:
             "gene_sections": len(groups[0].genes),
         }  # fmt: skip
         self._multiply_adds, self._gene_bytes_px = block_multiply_adds, gene_bytes_px
+        self._pixel_bytes = pixel_bytes
         self._costs = [BandCost(domain, settings, halo_px) for domain in domains]
         self._bands: dict[tuple[int, int], list[tuple[tuple[int, int], int]]] = {}
 
@@ -204,10 +209,15 @@ class Planner:
         return np.array([*range(0, rows, lcm(self.shard_px, self.patch_px) // self.patch_px), rows])
 
     def memory(self, rows: tuple[int, int]) -> int:
-        """Bytes of states and counts of a unit."""
+        """Bytes of states, counts and shards of a unit."""
         shape = (self.region.height // self.patch_px, self.region.width // self.patch_px)
         skew = Skew.of(self.settings, self.patch_px, self.halo_px, shape, rows)
-        return memory_of(skew, self.settings, **self._sizes)
+        channels, band_px = self._sizes["channels"], (rows[1] - rows[0]) * self.patch_px
+        return (
+            memory_of(skew, self.settings, **self._sizes)
+            + passing_bytes(self.settings, patch_px=self.patch_px, channels=channels)
+            + writer_bytes(self.shard_px, self._pixel_bytes, channels, band_px, self.region.width)
+        )
 
     def bands(self, group: int, count: int) -> list[tuple[tuple[int, int], int]]:
         """A group cut into bands: patch rows and blocks of each."""
@@ -243,7 +253,7 @@ class Planner:
             if needed <= memory_bytes:
                 return bands
         raise InputError(
-            f"a band of one row of shards needs {needed / 2**30:.2f} GiB for states and counts, there are "
+            f"a band of one row of shards needs {needed / 2**30:.2f} GiB for states, counts and shards, there are "
             f"{memory_bytes / 2**30:.2f}: give more memory, fewer workers a machine, fewer steps, or smaller shards"
         )
 

@@ -34,8 +34,8 @@ class Strip:
             self._left = self._right = left
         self._fresh = planes
 
-    def let_go(self, x: int) -> None:
-        """Forget the columns left of x."""
+    def let_go(self, x: int) -> Tensor | None:
+        """Forget the columns left of x; the tensor pushed last, where it is not needed any more."""
         fresh, seam = self._fresh, self._right
         end = seam + (0 if fresh is None else fresh.shape[-1])
         left = min(max(x, self._left), end)
@@ -46,6 +46,7 @@ class Strip:
             first = max(left, seam)
             for held, place in self._runs(first, end):
                 self._ring[..., held] = fresh[..., place.start + first - seam : place.stop + first - seam]
+        return fresh
 
     def read(self, box: Box, out: Float[Tensor, "channel y x"]) -> None:
         """Copy the state of a box into `out`, which stays as it is where nothing is held."""

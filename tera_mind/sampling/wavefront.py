@@ -11,6 +11,7 @@ A patch's output must depend on itself and `halo_px` around it alone; other patc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from tera_mind.diffusion.process import image_of
 from tera_mind.errors import InputError
 from tera_mind.geometry import Box
 from tera_mind.model.blocks import BlockNetwork
+from tera_mind.processes import give_memory_back
 from tera_mind.sampling.counts_window import CountsWindow
 from tera_mind.sampling.domain import Domain
 from tera_mind.sampling.plain import BoxNoise, CountSource, OnBlock, SamplerSettings, check, pixel_mask
@@ -100,6 +102,8 @@ class _Sweep:
         )
         corner = Box(region.y0, region.y0 + 1, region.x0, region.x0 + 1)
         self.dtype = noise(0, corner).dtype
+        #: columns of states used again: memory that comes and goes in large pieces is not given back in whole
+        self._spare: list[Tensor] = []
         self.strips = [
             Strip(1 + (self.solver.carried if state else 0), network.channels, *self._span(state), device, self.dtype)
             for state in range(settings.steps)
@@ -129,6 +133,7 @@ class _Sweep:
             finished = self._advance([(step, j) for step, j in together if j in self.skew.across(step)])
             for step, j in together:
                 self._let_go(step, j)
+            give_memory_back()
             if finished is not None:
                 yield finished
 
@@ -147,7 +152,16 @@ class _Sweep:
     def _empty(self, planes: int, state: int) -> Float[Tensor, "plane channel y x"]:
         (top, bottom), width = self._span(state), self.settings.block_columns * self.network.patch_px
         size = (planes, self.network.channels, bottom - top, width)
-        return torch.full(size, OUTSIDE, device=self.device, dtype=self.dtype)
+        if state == self.settings.steps:  # it leaves as finished image
+            return torch.full(size, OUTSIDE, device=self.device, dtype=self.dtype)
+        most = 1 + self.solver.carried if self.settings.steps > 1 else 1
+        rows = max(last - first for first, last in map(self._span, range(self.settings.steps)))
+        flat = (
+            self._spare.pop()
+            if self._spare
+            else torch.empty(most * size[1] * rows * width, device=self.device, dtype=self.dtype)
+        )
+        return flat[: math.prod(size)].view(size).fill_(OUTSIDE)
 
     def _masked(self, image: Float[Tensor, "channel y x"], patches: Box) -> Float[Tensor, "channel y x"]:
         if self.domain.mask(patches).all():
@@ -229,7 +243,9 @@ class _Sweep:
         """Forget what block column j was the last of this step to read."""
         side, halo = self.network.patch_px, self.network.halo_px
         read = self.skew.column(step, j)[1] * side - halo
-        self.strips[step - 1].let_go(read)
+        spent = self.strips[step - 1].let_go(read)
+        if spent is not None:
+            self._spare.append(spent.new_empty(0).set_(spent.untyped_storage()))
         if step == self.settings.steps:
             self.counts.let_go(read + self.domain.region.x0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tera_mind.errors import TeraMindError
+from tera_mind.errors import InputError, TeraMindError
 from tera_mind.formats.ome import open_level
 from tera_mind.geometry import Box
 from tera_mind.model.blocks import BlockNetwork
@@ -110,7 +110,7 @@ class Worker:
                     task = self._claim()
                     if task is not None:
                         self._perform(task)
-                    elif not self.wait or not self._left():
+                    elif not self.wait or self.ledger.finished or not self._left():
                         return
                     else:
                         time.sleep(WAIT_S)
@@ -141,9 +141,12 @@ class Worker:
             if lease is not None and not lease.expired:
                 continue
             if self._leases.claim(task.name, time.time()):
-                if not self.ledger.done(task.name):
+                current = self.ledger.current  # from here on the lease keeps others from replacing the volume
+                if current and not self.ledger.finished and not self.ledger.done(task.name):
                     return task
                 self._leases.release(task.name)
+                if not current:
+                    raise replaced(self.ledger.volume)
         return None
 
     def _perform(self, task: Task) -> None:
@@ -198,6 +201,11 @@ class Worker:
             files = run_pyramid(self.ledger.volume, staging, self.job.dtype, *task.plane)
         self.ledger.write(Row(task.name, self.name, began, time.monotonic() - clock, files))
         self.on_progress()
+
+
+def replaced(volume: Path) -> InputError:
+    """Why a worker must not go on."""
+    return InputError(f"{volume} was replaced or removed while it was generated: nothing more is written to it")
 
 
 def explained(error: Exception, job: Generation, volume: Path) -> Exception:

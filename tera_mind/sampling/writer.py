@@ -5,6 +5,7 @@ Pieces of a band come from the left to the right; only the shards that they are 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 from dataclasses import dataclass, field
@@ -39,14 +40,23 @@ class ShardWriter:
     _levels: dict[int, ZarrArray] = field(default_factory=dict)
     _folders: set[Path] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.staging.mkdir(parents=True, exist_ok=True)
+
     def write(self, level: int, stain: int, plane: int, box: Box, pixels: NDArray[Any]) -> None:
-        """Put pixels (y, x) of a window that fills one shard in place; the box is in pixels of the level."""
+        """Put pixels (y, x) of a window that fills one shard in place; the box is in pixels of the level.
+
+        Raises `FileNotFoundError`, and touches nothing, where `staging` was taken away: by a worker that took the task
+        over, or with a volume that was replaced.
+        """
         array = self._level(level)
         _, _, shard_y, shard_x = array.shards or array.chunks
         name = f"{level}/c/{stain}/{plane}/{box.y0 // shard_y}/{box.x0 // shard_x}"
         made, final = self.staging / name, self.volume / name
         array[(stain, plane, *box.slices())] = pixels
-        if not made.exists():  # nothing but the lowest value
+        if not (self.staging / str(level) / _METADATA).exists():
+            raise FileNotFoundError(errno.ENOENT, "another worker has taken over what was being written here", made)
+        if (pixels == array.fill_value).all():  # stored nowhere; a shard that is merely gone is no proof of it
             final.unlink(missing_ok=True)
             self.files[name] = (0, "")
             return
@@ -71,7 +81,7 @@ class ShardWriter:
     def _level(self, level: int) -> ZarrArray:
         if level not in self._levels:
             folder = self.staging / str(level)
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
             shutil.copyfile(self.volume / str(level) / _METADATA, folder / _METADATA)
             self._levels[level] = open_level(self.staging, level, "r+", self.dtype)
         return self._levels[level]
@@ -115,16 +125,16 @@ class BandWriter:
 
     def add(self, box: Box, piece: Float[Tensor, "channel y x"]) -> None:
         """Take a finished piece in [-1, 1] whose box, in the volume's pixels, lies in the band."""
-        pixels = encode(piece, self.shards.dtype)
         width = self.shard_px[1]
         for column in range(box.x0 // width, -(-box.x1 // width)):
             window = Box(self.band.y0, self.band.y1, column * width, min((column + 1) * width, self.band.x1))
             part = box.intersect(window)
             buffer, filled = self._open.pop(column, (None, 0))
             if buffer is None:
-                buffer = np.empty((len(pixels), window.height, window.width), pixels.dtype)
-            inner = part.shift(-window.y0, -window.x0).slices()
-            buffer[(slice(None), *inner)] = pixels[(slice(None), *part.shift(-box.y0, -box.x0).slices())]
+                buffer = np.empty((len(piece), window.height, window.width), self.shards.dtype)
+            inner, source = part.shift(-window.y0, -window.x0).slices(), part.shift(-box.y0, -box.x0).slices()
+            for plane, values in zip(buffer, piece, strict=True):  # one by one: rounding takes copies
+                plane[inner] = encode(values[None, *source], self.shards.dtype)[0]
             filled += part.height * part.width
             if filled == window.height * window.width:
                 self._flush(window, buffer)
