@@ -24,8 +24,10 @@ from tera_mind.formats.atomic import atomic_file
 from tera_mind.formats.brain import Brain
 from tera_mind.formats.volume import Volume, VolumeAttributes
 from tera_mind.geometry import Box, SectionGroup, section_groups
+from tera_mind.model.blocks import BlockNetwork, Painter
 from tera_mind.model.checkpoint import Checkpoint
 from tera_mind.sampling.counts import count_source, panel_index
+from tera_mind.sampling.oneshot import keyed_planes, paint_region
 from tera_mind.sampling.plain import OnBlock, SamplerSettings, Stepper, blocks, keyed_noise, sample_steps, to_uint8
 
 Precision = Literal["32", "bf16"]
@@ -83,7 +85,9 @@ class Generation:
 
     @property
     def block_count(self) -> int:
-        """Passes through the network: blocks times steps times groups."""
+        """Passes through the network: blocks times steps times groups; of a method without steps: groups."""
+        if not isinstance(self.checkpoint.network, BlockNetwork):
+            return len(self.groups)
         side = self.checkpoint.info.model.patch_px
         per_step = len(list(blocks(self.region.height // side, self.region.width // side, self.block)))
         return per_step * self.steps * len(self.groups)
@@ -134,13 +138,18 @@ def generate_group(
         seed=job.seed,
         block=job.block,
     )
-    settings = SamplerSettings(info.prediction, job.steps, job.stepper, job.block)
-    noise = keyed_noise(job.seed, group, info.model.stains, job.region)
     network = job.checkpoint.network.to(device)
     state = None
     with _autocast(job.precision, device):
-        for state in sample_steps(network, counts, noise, job.region, settings, on_block):  # noqa: B007
-            pass
+        if isinstance(network, BlockNetwork):
+            settings = SamplerSettings(info.prediction, job.steps, job.stepper, job.block)
+            noise = keyed_noise(job.seed, group, info.model.stains, job.region)
+            for state in sample_steps(network, counts, noise, job.region, settings, on_block):  # noqa: B007
+                pass
+        else:
+            assert isinstance(network, Painter)
+            state = paint_region(network, counts, keyed_planes(job.seed, group), job.region, job.block)
+            on_block()
     assert state is not None
     image: NDArray[np.uint8] = to_uint8(state).numpy()
     return image.reshape(info.model.stains, info.model.sections, *image.shape[1:])
@@ -180,6 +189,7 @@ def generate(job: Generation, out: Path, device: torch.device, on_block: OnBlock
             "stepper": job.stepper,
             "prediction": info.prediction,
             "precision": job.precision,
+            "method": info.method,
             "block": job.block,
             "genes_missing": job.missing_genes,
             "torch": torch.__version__,
