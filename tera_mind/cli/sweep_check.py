@@ -67,13 +67,15 @@ def _check_shape(task: Task, settings: dict[str, Any]) -> None:
     """Refuse a network whose sizes do not fit; panel and sections, which only the shards tell, stand at small ones."""
     import dataclasses
 
-    from tera_mind.model.config import ModelConfig
+    import tera_mind.baselines  # noqa: F401 (makes the methods known)
+    from tera_mind.model.methods import method_named
 
-    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    config = method_named(settings["method"]).config
+    names = {field.name for field in dataclasses.fields(config)}
     known = {key: value for key, value in {**settings["data"], **settings["model"]}.items() if key in names}
     known |= {"genes": 2, "stains": 2, "gene_sections": 1}
     known |= {key: tuple(value) for key, value in known.items() if isinstance(value, list)}
     try:
-        ModelConfig(**known)
+        config(**known)
     except TeraMindError as error:
         raise InputError(f"{task.name}: {error}") from None
