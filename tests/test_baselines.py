@@ -17,6 +17,7 @@ from tera_mind.metrics.seam_sums import SeamGrid, seam_cell_px, seam_sums
 from tera_mind.model.blocks import BlockNetwork, Painter
 from tera_mind.model.config import ModelConfig
 from tera_mind.model.methods import method_named, parameter_count
+from tera_mind.sampling.domain import Domain
 from tera_mind.sampling.oneshot import keyed_planes, paint_region
 from tera_mind.sampling.plain import SamplerSettings, predict, sample_steps, to_uint8
 
@@ -33,7 +34,8 @@ def start(network, region=REGION, seed=2):
 
 def step(network, x, counts, block, region=REGION):
     """One pass over a region in blocks of so many patches."""
-    return predict(network, x, 500, counts, region, SamplerSettings("v", 5, block=block))
+    domain = Domain.whole(region, network.patch_px)
+    return predict(network, x, 500, counts, domain, SamplerSettings("v", 5, block_rows=block, block_columns=block))
 
 
 def around(network, region=REGION):
@@ -136,9 +138,10 @@ def seam(image, grid_px):
 def painted(network, region, block):
     """A region over genes that are the same everywhere, so that nothing but the network can make a grid."""
     field = torch.ones(5, 1, (region.height + 96) // 4, (region.width + 96) // 4)
-    settings, x = SamplerSettings("x0", 4, block=block), start(network, region)
+    settings, x = SamplerSettings("x0", 4, block_rows=block, block_columns=block), start(network, region)
+    domain = Domain.whole(region, network.patch_px)
     state = x
-    for state in sample_steps(network, counts_of(network, field, 48), lambda _: x, region, settings):  # noqa: B007
+    for state in sample_steps(network, counts_of(network, field, 48), lambda *_: x, domain, settings):  # noqa: B007
         pass
     scaled = (state[0] - state[0].mean()) / (4 * state[0].std())
     return to_uint8(scaled[None])[0].numpy()

@@ -12,7 +12,9 @@ from tera_mind import noise
 from tera_mind.errors import InputError
 from tera_mind.geometry import Box, SectionGroup, section_window
 from tera_mind.model.blocks import NoisePlane, Painter
-from tera_mind.sampling.oneshot import keyed_planes, paint_blocks, paint_region
+from tera_mind.sampling.domain import Domain
+from tera_mind.sampling.oneshot import keyed_planes, paint_blocks, paint_region, sweep
+from tera_mind.sampling.plain import SamplerSettings, pixel_mask
 
 SIDE, BIN_PX, HALO = 16, 4, 8
 
@@ -90,3 +92,17 @@ def test_what_cannot_be_painted_is_refused():
     trained.training = True
     with pytest.raises(InputError, match="training mode"):
         next(paint_blocks(trained, counts, planes, Box(0, 16, 0, 16)))
+
+
+def test_any_rows_of_a_region_are_those_of_the_whole():
+    """Bands as units sweep them, with patches that are not painted: the region at once, cut."""
+    region = Box(16, 16 + 16 * 7, 32, 32 + 16 * 5)
+    domain = Domain(region, SIDE, np.random.default_rng(0).random((7, 5)) < 0.6)
+    given_settings, planes = SamplerSettings("x0", 1, block_rows=2, block_columns=3), keyed_planes(3, GROUP)
+    at_once = paint_region(MeanAndNoise(), counts, planes, region, block=7)
+    wanted = torch.where(pixel_mask(domain, Box(0, 7, 0, 5)), at_once, -1.0)
+    for rows in ((0, 7), (0, 3), (3, 4), (4, 7)):
+        pieces = list(sweep(MeanAndNoise(), counts, planes, domain, given_settings, rows))
+        assert [box.x0 for box, _ in pieces] == [32, 80]
+        found = torch.cat([piece for _, piece in pieces], dim=-1)
+        torch.testing.assert_close(found, wanted[:, SIDE * rows[0] : SIDE * rows[1]])
