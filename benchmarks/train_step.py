@@ -61,7 +61,7 @@ class PlainRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = [1] * x.ndim
         shape[self.axis] = -1
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         scaled = wide * torch.rsqrt(wide.pow(2).mean(self.axis, keepdim=True) + 1e-6)
         return (scaled * self.weight.view(shape)).to(x.dtype)
 
@@ -118,6 +118,21 @@ class Trainee:
             loss = dual_path_loss(self.network, **self.batch, alpha_bar=self.alpha_bar, prediction="epsilon").total
         loss.backward()
         return loss.item()
+
+    def kept_bytes(self) -> int:
+        """Bytes that the forward keeps for the way back, weights aside."""
+        weights = {p.untyped_storage().data_ptr() for p in self.network.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(x: Tensor) -> Tensor:
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            self.backward()
+        return sum(kept.values())
 
     def gradient_norm(self) -> float:
         return math.sqrt(sum(float(p.grad.square().sum()) for p in self.network.parameters() if p.grad is not None))
@@ -191,6 +206,8 @@ def compare(config: ModelConfig, precision: str, size: int, device: torch.device
         "turns": turns,
         "steps_a_turn": steps,
         "difference": apart,
+        "kept_mb": 1e-6 * ours.kept_bytes(),
+        "kept_mb_plain": 1e-6 * plain.kept_bytes(),
         "parameters": sum(p.numel() for p in ours.network.parameters()),
     }
 
@@ -222,7 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"device {device_name(device)}; torch {torch.__version__}, Python {platform.python_version()}")
     print(f"network {shape}: {SHAPES[shape]}; batch {size}; a turn of each way after the other")
     print(f"same loss and gradient norm within {TOLERANCE} (relative)\n")
-    print("sections precision    ours ms   plain ms  samples/s    plain  ratio min - median - max  turns  difference")
+    columns = "sections precision    ours ms   plain ms  samples/s    plain  ratio min - median - max  turns"
+    print(f"{columns}  difference  kept MB    plain")
     rows = []
     for gene_sections in GENE_SECTIONS:
         for precision in PRECISIONS:
@@ -233,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{row['sections']:>8} {precision:<9} {row['ms']:>10.1f} {row['ms_plain']:>10.1f} "
                 f"{1e3 * size / row['ms']:>10.2f} {1e3 * size / row['ms_plain']:>8.2f} "
                 f"{row['ratio_min']:>10.2f} - {row['ratio']:>6.2f} - {row['ratio_max']:>5.2f} "
-                f"{row['turns']:>6} {row['difference']:>11.1e}",
+                f"{row['turns']:>6} {row['difference']:>11.1e} {row['kept_mb']:>8.1f} {row['kept_mb_plain']:>8.1f}",
                 flush=True,
             )
     ratio = math.exp(statistics.fmean(math.log(row["ratio"]) for row in rows))

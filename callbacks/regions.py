@@ -22,7 +22,8 @@ from tera_mind.formats.slab import Slab
 from tera_mind.formats.transcripts import Transcripts, bin_transcripts
 from tera_mind.geometry import Box, SectionGroup, section_window
 from tera_mind.module import GeneMorphModule
-from tera_mind.sampling.plain import SamplerSettings, keyed_noise, sample_steps, to_uint8
+from tera_mind.sampling.domain import Domain
+from tera_mind.sampling.plain import SamplerSettings, box_noise, sample_steps, to_uint8
 
 #: slabs that are looked at for each region that is kept
 _LOOKED_AT = 4
@@ -154,10 +155,11 @@ def paint(
 def _paint(trainer: lightning.Trainer, module: GeneMorphModule, region: Region, steps: int) -> NDArray[np.uint8]:
     model = module.info.model
     settings = SamplerSettings(module.info.prediction, steps)
-    noise = keyed_noise(SEED, region.group, model.stains, region.box)
+    noise = box_noise(SEED, region.group, model.stains)
+    domain = Domain.whole(region.box, model.patch_px)
     state = None
     with evaluating(module), trainer.precision_plugin.forward_context():
-        for state in sample_steps(module.network, region.counts, noise, region.box, settings):  # noqa: B007
+        for state in sample_steps(module.network, region.counts, noise, domain, settings):  # noqa: B007
             pass
     assert state is not None
     picture = to_uint8(state.float()).numpy()

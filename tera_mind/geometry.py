@@ -71,11 +71,12 @@ class Box:
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
     @staticmethod
-    def parse(text: str, canvas: Box) -> Box:
+    def parse(text: str, canvas: Box, pixel_um: float | None = None) -> Box:
         """Read `y0:y1,x0:x1` against a canvas.
 
-        Each bound is a pixel, a percentage of the canvas (`60%`), or empty for the canvas' own edge, so
-        `:,60%:` is the right 40 %. Raises `InputError` when the text cannot be read or leaves the canvas.
+        Each bound is a pixel, a percentage of the canvas (`60%`), a distance from the canvas' corner (`500um`, `2mm`,
+        where `pixel_um` says how large a pixel is), or empty for the canvas' own edge, so `:,60%:` is the right 40 %.
+        Raises `InputError` when the text cannot be read or leaves the canvas.
         """
         match = re.fullmatch(r"\s*(\S*?):(\S*?)\s*,\s*(\S*?):(\S*?)\s*", text)
         if match is None:
@@ -84,7 +85,7 @@ class Box:
         sizes = (canvas.height, canvas.height, canvas.width, canvas.width)
         starts = (canvas.y0, canvas.y0, canvas.x0, canvas.x0)
         bounds = [
-            _bound(part, edge, start, size, text)
+            _bound(part, edge, start, size, text, pixel_um)
             for part, edge, start, size in zip(match.groups(), edges, starts, sizes, strict=True)
         ]
         box = Box(*bounds)
@@ -93,13 +94,20 @@ class Box:
         return box
 
 
-def _bound(part: str, edge: int, start: int, size: int, text: str) -> int:
+def _bound(part: str, edge: int, start: int, size: int, text: str, pixel_um: float | None) -> int:
     if part == "":
         return edge
     try:
-        return start + round(size * float(part[:-1]) / 100) if part.endswith("%") else int(part)
+        if part.endswith("%"):
+            return start + round(size * float(part[:-1]) / 100)
+        if part.endswith(("um", "mm")) and pixel_um is not None:
+            return start + round(float(part[:-2]) * (1000 if part.endswith("mm") else 1) / pixel_um)
+        return int(part)
     except (ValueError, OverflowError):
-        raise InputError(f"bound {part!r} of region {text!r} is neither a pixel nor a percentage") from None
+        kinds = (
+            "neither a pixel nor a percentage" if pixel_um is None else "no pixel, percentage or distance in um or mm"
+        )
+        raise InputError(f"bound {part!r} of region {text!r} is {kinds}") from None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ FLOORS = {
     "tera_mind.module": 5,
     "tera_mind.sampling": 5,
     "callbacks": 6,
+    "tera_mind.profiling": 6,
     "tera_mind.cli": 7,
 }
 #: parts that `tera_mind` may reach only through its command line, whatever their floor

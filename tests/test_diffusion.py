@@ -1,4 +1,4 @@
-"""Schedule, process, steppers and loss against the formulas they come from."""
+"""Schedule, process and loss against the formulas they come from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from tiny_model import counts_for, normal, tiny_config, tiny_network
 from tera_mind.diffusion.loss import dual_path_loss
 from tera_mind.diffusion.process import diffuse, image_of, target
 from tera_mind.diffusion.schedule import TIMESTEPS, alpha_bars, respace, step_counts
-from tera_mind.diffusion.steppers import ddim_step, ddpm_step
 from tera_mind.errors import InputError
 from tera_mind.model.config import Prediction
 
@@ -71,32 +70,6 @@ def test_the_image_is_clamped(prediction: Prediction) -> None:
     x_t, a = torch.tensor([5.0, -5.0]), torch.tensor(0.5)
     output = x_t if prediction == "x0" else -x_t
     assert image_of(prediction, output, x_t, a).tolist() == [1.0, -1.0]
-
-
-def test_ddim_recomputes_the_noise_from_the_clamped_image() -> None:
-    x_t, eps = 3 * normal(50), normal(50, seed=1)
-    a, previous = torch.tensor(0.2, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
-    x0 = ((x_t - 0.8**0.5 * eps) / 0.2**0.5).clamp(-1, 1)
-    assert (x0.abs() == 1).any()
-    again = (x_t - 0.2**0.5 * x0) / 0.8**0.5
-    expected = 0.7**0.5 * x0 + 0.3**0.5 * again
-    torch.testing.assert_close(ddim_step(x_t, image_of("epsilon", eps, x_t, a), a, previous), expected)
-    assert torch.equal(ddim_step(x_t, x0, a, torch.ones_like(a)), x0), "the last step is the image itself"
-
-
-def test_ddpm_draws_from_the_posterior() -> None:
-    """Mean and variance from Gaussian conditioning: x_s given x_0, times x_t given x_s."""
-    x_t, x0, bar, bar_s = normal(20), normal(20, seed=1), 0.3, 0.45
-    alpha = bar / bar_s
-    variance = 1 / (1 / (1 - bar_s) + alpha / (1 - alpha))
-    mean = variance * (bar_s**0.5 * x0 / (1 - bar_s) + alpha**0.5 * x_t / (1 - alpha))
-    a, a_s = torch.tensor(bar, dtype=torch.float64), torch.tensor(bar_s, dtype=torch.float64)
-    still = ddpm_step(x_t, x0, a, a_s, torch.zeros_like(x_t))
-    torch.testing.assert_close(still, mean)
-    moved = ddpm_step(x_t, x0, a, a_s, torch.ones_like(x_t))
-    torch.testing.assert_close(moved - still, torch.full_like(x_t, variance**0.5))
-    last = ddpm_step(x_t, x0, a, torch.ones_like(a), torch.ones_like(x_t))
-    torch.testing.assert_close(last, x0)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

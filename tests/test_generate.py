@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
+from generate_case import generate, save_checkpoint, tree
 from tiny_brain import GENES, make_brain
-from tiny_training import exit_code, tiny_config
 
-import tera_mind.sampling.generate as generation
-from tera_mind.formats.brain import Brain, gene_bins
+from tera_mind.formats.brain import gene_bins
 from tera_mind.formats.volume import Volume
 from tera_mind.geometry import Box
-from tera_mind.model.checkpoint import CheckpointInfo, checkpoint_content, load_checkpoint
-from tera_mind.model.unet import GeneMorphUNet
+from tera_mind.model.checkpoint import load_checkpoint
 from tera_mind.sampling.counts import count_source, panel_index
-
-#: what every command says here; 3 sections of 4 x 6 patches
-COMMON = ["--device", "cpu", "--precision", "32", "--steps", "2"]
 
 
 @pytest.fixture(scope="module")
 def brain(tmp_path_factory):
     return make_brain(tmp_path_factory.mktemp("brain") / "tiny.zarr", shape=(2, 3, 70, 100), rows=2500)
-
-
-def save_checkpoint(path, genes=GENES, pixel_um=0.4, **shape):
-    """A network of random weights, none of them zero, so that genes reach the picture."""
-    torch.manual_seed(0)
-    config = tiny_config(genes=len(genes), **shape)
-    network = GeneMorphUNet(config)
-    for weight in network.parameters():
-        if not weight.any():
-            torch.nn.init.normal_(weight, std=0.1)
-    ranges = {"DAPI": (0.0, 255.0), "PolyT": (0.0, 255.0)}
-    info = CheckpointInfo(config, "v", tuple(genes), ("DAPI", "PolyT"), pixel_um, ranges)
-    torch.save(checkpoint_content(info, network), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +39,6 @@ def first(brain, checkpoint, tmp_path_factory):
     return Volume.open(out)
 
 
-def generate(brain, checkpoint, out, *more):
-    store = brain.path if isinstance(brain, Brain) else brain
-    given = ["--checkpoint", str(checkpoint), "--brain", str(store), "--out", str(out)]
-    return exit_code(["generate", *given, *COMMON, *more])
-
-
 def test_volume_says_where_it_belongs_and_how_it_was_made(first, brain, checkpoint):
     said = first.attributes
     assert (said.seed, said.steps, said.genes, said.sections) == (0, 2, "as measured", (1,))
@@ -81,11 +54,12 @@ def test_volume_says_where_it_belongs_and_how_it_was_made(first, brain, checkpoi
     assert not list(first.path.parent.glob(".*"))  # nothing is left beside it
 
 
-def test_same_command_twice_needs_overwrite_and_gives_the_same(first, brain, checkpoint, tmp_path, capsys):
-    before = first.image()
-    assert generate(brain, checkpoint, first.path, "--sections", "1") == 2
-    assert "--overwrite" in capsys.readouterr().err
+def test_same_command_twice_leaves_it_alone_and_overwrite_makes_the_same(first, brain, checkpoint, capsys):
+    before, written = first.image(), tree(first.path)
+    assert generate(brain, checkpoint, first.path, "--sections", "1") == 0
+    assert tree(first.path) == written
     assert generate(brain, checkpoint, first.path, "--sections", "1", "--overwrite") == 0
+    assert tree(first.path).keys() == written.keys()
     np.testing.assert_array_equal(Volume.open(first.path).image(), before)
 
 
@@ -145,54 +119,19 @@ def test_every_section_comes_once_also_the_odd_one(brain, wide_checkpoint, tmp_p
     assert np.mean(whole.image(sections=[0]) != whole.image(sections=[1])) > 0.5
 
 
-def test_an_interrupted_run_takes_finished_groups_over(brain, wide_checkpoint, tmp_path, monkeypatch):
-    region, real = ["--region", "0:32,0:48"], generation.generate_group
-    assert generate(brain, wide_checkpoint, tmp_path / "whole.zarr", *region) == 0
-    made: list[int] = []
-
-    def interrupted(job, group, *more):
-        if group.image[0] == 2:
-            raise KeyboardInterrupt
-        return real(job, group, *more)
-
-    def counted(job, group, *more):
-        made.append(group.image[0])
-        return real(job, group, *more)
-
-    monkeypatch.setattr(generation, "generate_group", interrupted)
-    assert generate(brain, wide_checkpoint, tmp_path / "v.zarr", *region) == 130
-    assert not (tmp_path / "v.zarr").exists()
-    monkeypatch.setattr(generation, "generate_group", counted)
-    assert generate(brain, wide_checkpoint, tmp_path / "v.zarr", *region) == 0
-    assert made == [2]
-    image = Volume.open(tmp_path / "v.zarr").image()
-    np.testing.assert_array_equal(image, Volume.open(tmp_path / "whole.zarr").image())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.zarr", "whole.zarr"]
-
-
-def test_other_settings_do_not_take_groups_over(brain, wide_checkpoint):
-    loaded = load_checkpoint(wide_checkpoint)
-    jobs = [
-        generation.Generation(loaded, brain, Box(0, 32, 0, x1), (0, 1, 2), genes, seed, steps)
-        for x1, genes, seed, steps in [
-            (32, "as measured", 0, 2), (48, "as measured", 0, 2), (32, "zeroed", 0, 2), (32, "as measured", 1, 2),
-            (32, "as measured", 0, 3),
-        ]
-    ]  # fmt: skip
-    assert len({job.fingerprint() for job in jobs}) == len(jobs)
-
-
 def test_dry_run_writes_nothing(brain, checkpoint, tmp_path, capsys):
     assert generate(brain, checkpoint, tmp_path / "v.zarr", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "6 passes" in said  # one block a section, two steps, three sections
+    assert "3 of 3 section groups, for 1 worker(s)" in said
+    assert "9 blocks of 4 x 6 patches" in said  # three sections: one block, and for the step before, moved, two
+    assert "FLOP" in said
     assert "nothing was written" in said
     assert not list(tmp_path.iterdir())
 
 
-def source_of(brain, region, treatment, *, block=8, sections=(1,)):
+def source_of(brain, region, treatment, *, sections=(1,)):
     index = panel_index(brain.genes, GENES, allow_missing=False)
-    return count_source(brain, sections, index, region, patch_px=16, bin_px=4, treatment=treatment, seed=3, block=block)
+    return count_source(brain, sections, index, region, patch_px=16, bin_px=4, treatment=treatment, seed=3)
 
 
 def test_shuffled_moves_whole_patches_and_keeps_totals(brain):
@@ -244,7 +183,7 @@ def test_genes_follow_the_checkpoints_order(brain):
     index = panel_index(brain.genes, ["Vip", "Nope", "Aqp4"], allow_missing=True)
     box = Box(0, 64, 0, 96)
     counts = count_source(
-        brain, (0,), index, box, patch_px=16, bin_px=4, treatment="as measured", seed=0, block=8
+        brain, (0,), index, box, patch_px=16, bin_px=4, treatment="as measured", seed=0
     )(box)  # fmt: skip
     all_genes = gene_bins(brain, (0,), box, 4)
     np.testing.assert_array_equal(counts[0].numpy(), all_genes[4])
@@ -258,103 +197,3 @@ def test_missing_genes_are_zero_where_that_is_allowed(brain, tmp_path, capsys):
     assert generate(brain, other, tmp_path / "v.zarr", *arguments, "--allow-missing-genes") == 0
     assert "2 genes are taken as zero: Foxp2, Sst" in capsys.readouterr().out
     assert Volume.open(tmp_path / "v.zarr").attributes.settings["genes_missing"] == ["Foxp2", "Sst"]
-
-
-def refused(tmp_path, capsys, brain, checkpoint, *more):
-    """Run, expect exit code 2, one line and no new file; returns the line."""
-    before = sorted(tmp_path.rglob("*"))
-    capsys.readouterr()
-    assert generate(brain, checkpoint, tmp_path / "v.zarr", *more) == 2
-    said = capsys.readouterr()
-    lines = said.err.strip().splitlines()
-    assert len(lines) == 1, said.err
-    assert lines[0].startswith("tera-mind generate: error: ")
-    assert sorted(tmp_path.rglob("*")) == before
-    return lines[0]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--steps", "37"], "the nearest that exist: 36 and 38"),
-        (["--steps", "0"], "nearest"),
-        (["--block", "-1"], "--block must be at least 1"),
-        (["--seed", "-1"], "--seed 0 or more"),
-        (["--region", "0:64,90:200"], "leaves the canvas"),
-        (["--region", "left"], "y0:y1,x0:x1"),
-        (["--region", "0:8,0:64"], "smaller than one patch"),
-        (["--sections", "3"], "sections 0 to 2"),
-        (["--sections", "1:9"], "sections 0 to 2"),
-        (["--sections", "2:1"], "sections 0 to 2"),
-        (["--sections", "one"], "number or first:last"),
-        (["--group", "3"], "section groups 0 to 2"),
-        (["--group", "0", "--sections", "1"], "not both"),
-        (["--device", "abacus"], "is no device"),
-    ],
-)
-def test_bad_options(arguments, words, brain, checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(generation, "generate_group", None)  # nothing may be started
-    assert words in refused(tmp_path, capsys, brain, checkpoint, *arguments)
-
-
-def test_checkpoint_that_is_not_there(brain, tmp_path, capsys):
-    assert "no checkpoint at" in refused(tmp_path, capsys, brain, tmp_path / "none.ckpt")
-
-
-@pytest.mark.parametrize("kept", [0, 100, 0.5, 0.98])
-def test_truncated_checkpoint(kept, brain, checkpoint, tmp_path, capsys):
-    content = checkpoint.read_bytes()
-    broken = tmp_path / "broken.ckpt"
-    broken.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
-    assert "cannot be read as a checkpoint" in refused(tmp_path, capsys, brain, broken)
-
-
-def test_file_that_is_no_checkpoint(brain, tmp_path, capsys):
-    (tmp_path / "words.ckpt").write_text("these are words")
-    assert "cannot be read as a checkpoint" in refused(tmp_path, capsys, brain, tmp_path / "words.ckpt")
-    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
-    assert "import-checkpoint" in refused(tmp_path, capsys, brain, tmp_path / "foreign.ckpt")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda content: content["tera_mind"].update(version=99), "checkpoint version 99"),
-        (lambda content: content["tera_mind"].pop("genes"), "cannot be read: KeyError('genes')"),
-        (lambda content: content["tera_mind"]["model"].update(base_channels=16), "do not fit its own description"),
-    ],
-)
-def test_checkpoint_that_does_not_fit_its_description(change, words, brain, checkpoint, tmp_path, capsys):
-    content = torch.load(checkpoint, weights_only=True)
-    change(content)
-    torch.save(content, tmp_path / "changed.ckpt")
-    assert words in refused(tmp_path, capsys, brain, tmp_path / "changed.ckpt")
-
-
-def test_panel_mismatch_names_the_missing_genes(brain, tmp_path, capsys):
-    other = save_checkpoint(tmp_path / "other.ckpt", genes=(*GENES[:3], "Foxp2", "Sst"))
-    said = refused(tmp_path, capsys, brain, other)
-    assert "lacks 2 of them: Foxp2, Sst;" in said
-    assert "--allow-missing-genes" in said
-    none = save_checkpoint(tmp_path / "none.ckpt", genes=("Foxp2", "Sst"))
-    assert "none of the checkpoint's 2 genes" in refused(tmp_path, capsys, brain, none, "--allow-missing-genes")
-
-
-def test_another_pixel_size(brain, tmp_path, capsys):
-    other = save_checkpoint(tmp_path / "other.ckpt", pixel_um=0.8)
-    assert "ingest it again with --pixel-um 0.8" in refused(tmp_path, capsys, brain, other)
-
-
-def test_store_of_an_unknown_version(checkpoint, tmp_path, capsys):
-    brain = make_brain(tmp_path / "future.zarr", shape=(2, 1, 32, 32), rows=50)
-    metadata = brain.path / "zarr.json"
-    content = json.loads(metadata.read_text())
-    content["attributes"]["tera_mind"]["version"] = 99
-    metadata.write_text(json.dumps(content))
-    assert "unknown version 99" in refused(tmp_path, capsys, brain.path, checkpoint)
-    assert "nothing is there" in refused(tmp_path, capsys, tmp_path / "none.zarr", checkpoint)
-
-
-def test_shuffling_needs_half_patches(brain, tmp_path, capsys):
-    odd = save_checkpoint(tmp_path / "odd.ckpt", bin_px=16)
-    assert "even number of bins" in refused(tmp_path, capsys, brain, odd, "--genes", "shuffled")

@@ -18,6 +18,7 @@ from tera_mind.diffusion.schedule import respace
 from tera_mind.geometry import Box
 from tera_mind.model.collage import counts_to_patches
 from tera_mind.model.published_file import published_config
+from tera_mind.sampling.domain import Domain
 from tera_mind.sampling.plain import SamplerSettings, sample_steps
 from tera_mind.sampling.verify import TOLERANCES, Golden
 
@@ -70,7 +71,8 @@ def own_golden() -> Arrays:
         features, attention = network.pyramid(counts), network.pyramid.attention(counts)
         region = Golden(config, 1, Box(0, 32, 0, 64), {}, {"sample_genes": region_genes.transpose(0, 1).numpy()})
         settings = SamplerSettings("epsilon", steps=1)
-        final = next(sample_steps(network, region.region_counts(), lambda _step: start, region.region, settings))
+        domain = Domain.whole(region.region, config.patch_px)
+        final = next(sample_steps(network, region.region_counts(), lambda _step, _box: start, domain, settings))
     meta = {
         "genes": config.genes, "gene_slices": 1, "image_slices": 1, "stains": 2, "patch_size": 32,
         "gene_bins_per_patch": 2, "base_channels": 2, "channel_mult": [1, 1, 2, 2], "time_embed_channels": 8,

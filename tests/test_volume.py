@@ -12,7 +12,8 @@ import zarr
 from ome_zarr_models.v05.image import Image
 
 from tera_mind.errors import FormatError, InputError, MissingFileError
-from tera_mind.formats.volume import Volume, VolumeAttributes
+from tera_mind.formats.ome import open_level
+from tera_mind.formats.volume import Volume, VolumeAttributes, create_volume, is_unfinished, mark_complete
 from tera_mind.geometry import Box
 
 ATTRIBUTES = VolumeAttributes(
@@ -78,3 +79,51 @@ def test_opening_refuses_strangers(tmp_path, written):
         path.write_text(json.dumps(record))
         with pytest.raises(FormatError, match=message):
             Volume.open(written[0].path)
+
+
+def test_opens_with_ome_zarr(written):
+    """The reference library finds the axes, scales and all pixels of every level."""
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+
+    volume, image = written
+    (node,) = list(Reader(parse_url(volume.path))())
+    assert [axis["name"] for axis in node.metadata["axes"]] == ["c", "z", "y", "x"]
+    assert node.metadata["coordinateTransformations"][0][0]["scale"] == [1.0, 10.0, 0.425, 0.425]
+    assert [level.shape for level in node.data] == [(2, 2, 300, 600), (2, 2, 150, 300), (2, 2, 75, 150)]
+    np.testing.assert_array_equal(node.data[0].compute(), image)
+
+
+def test_one_that_is_not_finished_is_not_opened(tmp_path):
+    create_volume(tmp_path / "v.zarr", ATTRIBUTES, "v")
+    assert is_unfinished(tmp_path / "v.zarr")
+    with pytest.raises(FormatError, match="is not finished: give the command that began it again to go on"):
+        Volume.open(tmp_path / "v.zarr")
+    mark_complete(tmp_path / "v.zarr")
+    assert not is_unfinished(tmp_path / "v.zarr")
+    assert not Volume.open(tmp_path / "v.zarr").image().any()
+    assert not is_unfinished(tmp_path / "absent.zarr")
+
+
+def test_float16_reads_as_rounded_pixels_and_is_refused_by_who_needs_bytes(tmp_path):
+    attributes = dataclasses.replace(ATTRIBUTES, dtype="float16")
+    values = np.random.default_rng(0).uniform(-1.1, 1.1, attributes.shape).astype(np.float16)
+    create_volume(tmp_path / "v.zarr", attributes, "v")[...] = values
+    mark_complete(tmp_path / "v.zarr")
+    volume = Volume.open(tmp_path / "v.zarr")
+    np.testing.assert_array_equal(volume.values(), values)
+    wanted = [min(255, max(0, round((float(v) + 1) * 127.5))) for v in values[0, 0, 0]]  # plain Python
+    assert volume.image()[0, 0, 0].tolist() == wanted
+    model = Image.from_zarr(zarr.open_group(volume.path, mode="r"))
+    assert model.ome_attributes.omero["channels"][0]["window"]["min"] == -1
+    with pytest.raises(FormatError, match="generate it with --dtype uint8 for this use"):
+        open_level(volume.path)
+
+
+def test_regions_in_microns():
+    canvas = Box(0, 1000, 0, 2000)
+    assert Box.parse("0um:100um,50%:1mm", canvas, 0.5) == Box(0, 200, 1000, 2000)
+    with pytest.raises(InputError, match="neither a pixel nor a percentage"):
+        Box.parse("0um:100um,:", canvas)
+    with pytest.raises(InputError, match="leaves the canvas"):
+        Box.parse("0um:501um,:", canvas, 0.5)

@@ -20,6 +20,7 @@ from typing import Any
 import tera_mind
 from tera_mind.errors import InputError, MissingFileError, TeraMindError
 from tera_mind.formats.atomic import atomic_file
+from tera_mind.formats.volume import is_unfinished
 
 #: weights from other simulated tissue, with the shape of experiments/demo.yaml; how they were made:
 #: docs/decisions/0004-demo-weights.md
@@ -72,6 +73,11 @@ class Stage:
     arguments: Callable[[], list[str]]
     done: Path
 
+    @property
+    def is_done(self) -> bool:
+        """Whether its output is there, whole: only a volume grows in its place."""
+        return self.done.exists() and not is_unfinished(self.done)
+
 
 def run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
@@ -80,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
     stages = plan(options, recipe, start)
     if options.dry_run:
         for number, stage in enumerate(stages, start=1):
-            state = "done" if stage.done.exists() else "to do"
+            state = "done" if stage.is_done else "to do"
             print(f"{number}/{len(stages)} {stage.command:<9} {state:<6} -> {stage.done}")
         print("dry run: nothing was done")
         return 0
@@ -88,7 +94,7 @@ def run(arguments: Sequence[str]) -> int:
     for number, stage in enumerate(stages, start=1):
         left = options.minutes - (time.monotonic() - start) / 60
         heading = f"[{number}/{len(stages)}] {stage.command}"
-        if stage.done.exists():
+        if stage.is_done:
             print(f"{heading}: done before ({stage.done})", flush=True)
             continue
         given = stage.arguments()
@@ -121,7 +127,7 @@ def prepare(options: argparse.Namespace) -> Path:
 
 def default_recipe(*, real: bool, device: str) -> Path:
     """The recipe of `experiments/` for simulated or real tissue on this device, in the tree this package runs from."""
-    from tera_mind.cli.devices import choose_device
+    from tera_mind.model.devices import choose_device
 
     name = "demo.yaml" if not real else "tissue_gpu.yaml" if choose_device(device).type == "cuda" else "tissue.yaml"
     path = Path(tera_mind.__file__).resolve().parents[1] / "experiments" / name
@@ -252,8 +258,8 @@ def recipe_value(recipe: Path, part: str, key: str) -> Any:
 
 def fit_arguments(options: argparse.Namespace, recipe: Path, shards: Path, training: Path, start: float) -> list[str]:
     """Arguments for `tera-mind fit`: all the time that generation, evaluation and report will not need."""
-    from tera_mind.cli.devices import choose_device, choose_precision
     from tera_mind.formats.brain import Brain
+    from tera_mind.model.devices import choose_device, choose_precision
 
     device = choose_device(options.device)
     brain = Brain.open(options.out / "brain.zarr")
@@ -290,12 +296,14 @@ def generation_seconds(recipe: Path, shards: Path, options: argparse.Namespace) 
     import yaml
 
     from datamodules.pairs import PairsDataModule
-    from tera_mind.cli.devices import choose_device, choose_precision
     from tera_mind.formats.brain import Brain
     from tera_mind.geometry import Box
     from tera_mind.model.checkpoint import Checkpoint
+    from tera_mind.model.devices import choose_device, choose_precision
     from tera_mind.module import GeneMorphModule
-    from tera_mind.sampling.generate import Generation, default_region, generate_group
+    from tera_mind.sampling.estimate import time_pass
+    from tera_mind.sampling.job import Generation, block_of, default_region
+    from tera_mind.sampling.launch import Launch, plan_of
 
     settings = yaml.safe_load(recipe.read_text())
     data = PairsDataModule(str(shards), patch_px=settings["data"]["patch_px"], bin_px=settings["data"]["bin_px"])
@@ -307,15 +315,14 @@ def generation_seconds(recipe: Path, shards: Path, options: argparse.Namespace) 
     region = default_region(brain, data.patch_px, Box.parse(TEST, brain.canvas))
     device = choose_device(options.device)
     checkpoint = Checkpoint(module.info, module.network.eval(), "untrained", Path("untrained"))
+    block = block_of(region, data.patch_px)
     job = Generation(
-        checkpoint, brain, region, tuple(range(len(brain.sections))), precision=choose_precision("auto", device)
+        checkpoint,
+        brain,
+        region,
+        tuple(range(len(brain.sections))),
+        block_rows=block[0],
+        block_columns=block[1],
+        precision=choose_precision("auto", device),
     )
-    side = min(region.height, region.width, 8 * data.patch_px)
-    one = Box(region.y0, region.y0 + side, region.x0, region.x0 + side)
-    trial = Generation(checkpoint, brain, one, job.sections, steps=1, precision=job.precision)
-    seconds = 0.0
-    for _ in range(2):
-        begin = time.monotonic()
-        generate_group(trial, trial.groups[0], device)
-        seconds = time.monotonic() - begin
-    return 1.15 * len(VOLUMES) * job.steps * len(job.groups) * seconds * (region.height * region.width) / side**2
+    return 1.15 * len(VOLUMES) * plan_of(job, Launch((device,))).blocks * time_pass(job, device).seconds

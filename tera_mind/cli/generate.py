@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tera_mind.cli.devices import choose_device, choose_precision
+from tera_mind.cli.status import duration
+from tera_mind.diffusion.steppers import STEPPERS, StepperName
 from tera_mind.errors import InputError
 from tera_mind.formats.brain import Brain
+from tera_mind.formats.ome import PIXEL_TYPES
 from tera_mind.formats.replaceable import check_replaceable
-from tera_mind.formats.volume import GENE_TREATMENTS
+from tera_mind.formats.volume import GENE_TREATMENTS, is_unfinished
 from tera_mind.geometry import Box, section_groups
 from tera_mind.model.checkpoint import load_checkpoint
-from tera_mind.sampling.generate import Generation, default_region, generate, generate_group
+from tera_mind.model.devices import choose_device, choose_devices, choose_precision
+from tera_mind.sampling.estimate import fitting, time_pass
+from tera_mind.sampling.job import Generation, block_of, default_region
+from tera_mind.sampling.launch import Launch, Watch, generate, needed_bytes, plan_of
+from tera_mind.sampling.ledger import FOLDER, Ledger
+from tera_mind.sampling.presets import PRESETS, preset
+from tera_mind.sampling.progress import Snapshot
 
 EPILOG = """\
 examples:
   tera-mind generate --checkpoint runs/demo/last.ckpt --brain brain.zarr --out volume.zarr
   tera-mind generate --checkpoint runs/demo/last.ckpt --brain brain.zarr --out right.zarr --region ':,60%:'
+  tera-mind generate --checkpoint main.ckpt --brain brain.zarr --out corner.zarr --region '0um:500um,1mm:2mm'
+  tera-mind generate --checkpoint main.ckpt --brain brain.zarr --out volume.zarr --workers 2 --devices 0,1
   tera-mind generate --checkpoint main.ckpt --brain brain.zarr --out volume.zarr --dry-run
-  tera-mind generate --checkpoint main.ckpt --brain brain.zarr --out control.zarr --genes shuffled
 
-An interrupted run goes on with the last unfinished section group when the same command is given again.
+The volume grows where it will be. It is cut into units that workers claim one by one; a worker that dies costs the unit
+it was at, no more. Give the same command again, here or on other machines, to go on or to join in: `tera-mind status`
+shows what is done. The pixels depend on neither the number of workers nor on interruptions.
 """
 
 
@@ -39,23 +52,73 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = made.add_argument
+    add = made.add_argument_group("what").add_argument
     add("--checkpoint", required=True, type=Path, help="checkpoint written by `tera-mind fit`")
     add("--brain", required=True, type=Path, help="brain store whose genes are used")
     add("--out", required=True, type=Path, help="volume to write (OME-Zarr)")
-    add("--region", default=None, help="y0:y1,x0:x1 in pixels or percent of the canvas (default: all of it)")
-    add("--sections", default=None, help="sections to generate, for example 0:4 or 3 (default: all)")
-    add("--group", type=int, default=None, help="generate only this section group (for batch arrays)")
+    add(
+        "--region",
+        default=None,
+        help="y0:y1,x0:x1 in pixels, percent of the canvas, um or mm from its corner (default: all of it)",
+    )
+    add("--sections", default=None, help="sections to generate, for example 0:4, 3 or 0,2,5 (default: all)")
+    add("--group", type=int, default=None, help="generate only this section group")
     add("--genes", default="as measured", choices=GENE_TREATMENTS, help="control experiments (default: as measured)")
     add("--allow-missing-genes", action="store_true", help="take genes that the brain lacks as zero")
-    add("--steps", type=int, default=15, help="sampling steps (default: 15)")
-    add("--stepper", default="ddim", choices=("ddim", "ddpm"), help="ddim is deterministic (default: ddim)")
+    add(
+        "--mask",
+        default="tissue",
+        choices=("tissue", "none"),
+        help="tissue: leave out what is further than two patches from tissue (default); none: paint every patch",
+    )
+    add(
+        "--dtype",
+        default="uint8",
+        choices=PIXEL_TYPES,
+        help="uint8: rounded as published (default); float16: in [-1, 1], unrounded, twice the size",
+    )
+    add = made.add_argument_group("how well").add_argument
+    names = "; ".join(f"{name}: {chosen.why}" for name, chosen in PRESETS.items())
+    add("--preset", default=None, choices=tuple(PRESETS), help=f"stepper and steps by name ({names})")
+    add("--steps", type=int, default=None, help="sampling steps (default: 15)")
+    add("--stepper", default=None, choices=STEPPERS, help="ddim (default) and dpm++ are deterministic, ddpm adds noise")
+    add("--eta", type=float, default=0.0, help="noise that ddim adds a step, 0 to 1 (default: 0)")
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
-    add("--block", type=int, default=8, help="patches along a block of one network pass; less needs less memory")
-    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--precision", default="auto", choices=("auto", "32", "bf16"), help="auto: bf16 where the hardware has it")
-    add("--overwrite", action="store_true", help="replace an existing volume")
-    add("--dry-run", action="store_true", help="say what would be done, and how long one pass and all would take")
+    add = made.add_argument_group("on what").add_argument
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--devices", default=None, help="GPUs that the workers take in turn, for example 0,1")
+    add("--workers", type=int, default=None, help="processes on this machine (default: one a device)")
+    add(
+        "--join",
+        type=int,
+        default=1,
+        metavar="N",
+        help="this is one of N commands that do the volume together, such as tasks of a batch array: the plan is cut "
+        "for all of them, and a command ends when there is nothing left to claim",
+    )
+    add("--block", default=None, help="patches along a block, such as 8 or 4x8, rows x columns (default: at most 8)")
+    add("--micro-batch", type=int, default=None, help="blocks a pass (default: what suits the device, less if it must)")
+    add(
+        "--memory-gb",
+        type=float,
+        default=None,
+        help="main memory a worker may take (default: its part of what is free)",
+    )
+    add(
+        "--threads",
+        type=int,
+        default=None,
+        help="of a worker on the CPU (default: all cores); with several workers give cores / workers. Last bits depend "
+        "on it, so a volume keeps what it was begun with",
+    )
+    add("--shard-px", type=int, default=None, help="largest side of a shard file (default: 2048); less: smaller units")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace an existing volume, as soon as everything is checked and work begins",
+    )
+    add("--dry-run", action="store_true", help="time one pass and say what all would cost; writes nothing")
     return made
 
 
@@ -70,24 +133,34 @@ def _sections(text: str | None, group: int | None, brain: Brain, gene_sections: 
         return tuple(z for z in groups[group].image if z < count)
     if text is None:
         return tuple(range(count))
-    first, colon, last = text.partition(":")
+    chosen: list[int] = []
     try:
-        return tuple(range(int(first or 0), int(last or count))) if colon else (int(first),)
+        for part in text.split(","):
+            first, colon, last = part.partition(":")
+            chosen += range(int(first or 0), int(last or count)) if colon else [int(first)]
     except ValueError:
-        raise InputError(f"--sections is a number or first:last, got {text!r}") from None
+        raise InputError(f"--sections is numbers or first:last, got {text!r}") from None
+    if len(set(chosen)) != len(chosen):
+        raise InputError(f"--sections names a section twice: {text!r}")
+    return tuple(sorted(chosen))
+
+
+def _block(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(-?\d+)(?:x(-?\d+))?", text)
+    if match is None:
+        raise InputError(f"--block is patches, or rows x columns such as 4x8, got {text!r}")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    if options.out.exists() and not options.overwrite and not options.dry_run:
-        raise InputError(f"{options.out} exists: give --overwrite or another --out")
     check_replaceable(options.out, ("volume",), [options.brain, options.checkpoint])
     brain, checkpoint = Brain.open(options.brain), load_checkpoint(options.checkpoint)
-    wanted = None if options.region is None else Box.parse(options.region, brain.canvas)
+    wanted = None if options.region is None else Box.parse(options.region, brain.canvas, brain.pixel_um)
     region = default_region(brain, checkpoint.info.model.patch_px, wanted)
-    device = choose_device(options.device)
-    if options.block < 1 or options.seed < 0:
-        raise InputError(f"--block must be at least 1 and --seed 0 or more, got {options.block} and {options.seed}")
+    devices = (choose_device(options.device),) if options.devices is None else choose_devices(options.devices)
+    stepper, steps = _sampler(options)
+    rows, columns = block_of(region, checkpoint.info.model.patch_px) if options.block is None else _block(options.block)
     job = Generation(
         checkpoint,
         brain,
@@ -95,24 +168,85 @@ def run(arguments: Sequence[str]) -> int:
         _sections(options.sections, options.group, brain, checkpoint.info.model.gene_sections),
         options.genes,
         options.seed,
-        options.steps,
-        options.stepper,
-        options.block,
-        choose_precision(options.precision, device),
+        steps,
+        stepper,
+        options.eta,
+        rows,
+        columns,
+        1 if options.micro_batch is None else options.micro_batch,
+        options.mask == "tissue",
+        choose_precision(options.precision, devices[0]),
+        options.dtype,
         options.allow_missing_genes,
     )
+    launch = Launch(
+        devices,
+        len(devices) if options.workers is None else options.workers,
+        options.join,
+        options.overwrite,
+        None if options.memory_gb is None else int(options.memory_gb * 2**30),
+        options.shard_px,
+        options.threads,
+    )
     describe(job, wanted or brain.canvas)
+    if options.micro_batch is None:
+        job = with_micro_batch(job, options.out, devices[0], goes_on=not options.overwrite)
     if options.dry_run:
-        return dry_run(job, device)
+        return dry_run(job, launch)
+    there = options.out.exists() and not is_unfinished(options.out) and not options.overwrite
+    with progress_bar() as watch:
+        volume = generate(job, options.out, launch, watch)
+    if there:
+        print(f"{options.out} is there already, complete and of the same settings: nothing was done")
+    elif volume is None:
+        print(f"nothing left to claim: others are at work on the rest, see tera-mind status {options.out}")
+    else:
+        print(f"volume (synthetic): {volume.path}  {volume.shape} (stain, section, y, x)")
+    return 0
+
+
+def _sampler(options: argparse.Namespace) -> tuple[StepperName, int]:
+    """Stepper and steps."""
+    if options.preset is None:
+        return options.stepper or "ddim", 15 if options.steps is None else options.steps
+    if options.steps is not None or options.stepper is not None:
+        raise InputError("--preset stands for --stepper and --steps: give one or the other")
+    chosen = preset(options.preset)
+    return chosen.stepper, chosen.steps
+
+
+def with_micro_batch(job: Generation, out: Path, device: torch.device, *, goes_on: bool) -> Generation:
+    """The job with the micro-batch of the volume that it goes on with, or the one that suits the device and fits."""
+    if is_unfinished(out) or (goes_on and (out / FOLDER).is_dir()):
+        known = Ledger.open(out).facts.get("micro_batch")
+        return replace(job, micro_batch=known) if isinstance(known, int) else job
+    wanted = replace(job, micro_batch=job.wanted_micro_batch(device))
+    fits = wanted if wanted.micro_batch == 1 else fitting(wanted, device)
+    if fits.micro_batch < wanted.micro_batch:
+        print(
+            f"out of memory with --micro-batch {wanted.micro_batch}: taken {fits.micro_batch} instead, which is noted "
+            "in the volume"
+        )
+    return fits
+
+
+@contextmanager
+def progress_bar() -> Iterator[Watch]:
+    """A bar over all units, with the remaining time and what the workers are at."""
     columns = (
-        TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TextColumn("passes"), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("generating"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), TextColumn("{task.fields[now]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(file=sys.stderr)) as progress:
-        task = progress.add_task("", total=job.block_count)
-        volume = generate(job, options.out, device, lambda: progress.advance(task))
-    print(f"volume (synthetic): {volume.path}  {volume.shape} (stain, section, y, x)")
-    return 0
+        bar: list[int] = []
+
+        def watch(state: Snapshot) -> None:
+            now = " ".join(f"{each.task.name} {each.share:.0%}" for each in state.running[:4])
+            if not bar:  # what is done already says nothing about the pace
+                bar.append(progress.add_task("", total=state.total, completed=state.done, now=now))
+            progress.update(bar[0], completed=state.done, now=now)  # type: ignore[arg-type]
+
+        yield watch
 
 
 def describe(job: Generation, wanted: Box) -> None:
@@ -128,22 +262,29 @@ def describe(job: Generation, wanted: Box) -> None:
         print(f"warning: {len(job.missing_genes)} genes are taken as zero: {', '.join(job.missing_genes)}")
 
 
-def dry_run(job: Generation, device: torch.device) -> int:
-    """Time two single passes (the first warms up) and say what the whole would cost; writes nothing."""
-    side = job.checkpoint.info.model.patch_px * job.block
-    region = job.region.intersect(Box(job.region.y0, job.region.y0 + side, job.region.x0, job.region.x0 + side))
-    seconds = 0.0
-    for _ in range(2):
-        start = time.monotonic()
-        trial = Generation(
-            job.checkpoint, job.brain, region, job.sections, job.genes, job.seed, 1, job.stepper, job.block,
-            job.precision, job.allow_missing_genes,
-        )  # fmt: skip
-        generate_group(trial, job.groups[0], device)
-        seconds = time.monotonic() - start
-    total = seconds * job.block_count
-    print(
-        f"dry run: {job.block_count} passes of {seconds:.2f} s each = {total / 3600:.2f} h on {device.type}, "
-        f"{job.memory_bytes / 2**30:.2f} GiB of main memory; nothing was written"
-    )
+def dry_run(job: Generation, launch: Launch) -> int:
+    """Say what the plan is and what it would cost, from one timed pass; writes nothing."""
+    device, workers = launch.devices[0], launch.workers * launch.share
+    one = time_pass(job, device)
+    plan = plan_of(job, launch)
+    active = [job.domain(group).share for group in job.groups]
+    seconds = plan.makespan(workers) * one.seconds
+    lines = {
+        "units": f"{len(plan.units)} of {len(plan.groups)} section groups, for {workers} worker(s)",
+        "patches": f"{sum(active) / len(active):.1%} of them in or near tissue, the rest is left out"
+        if job.masked
+        else "all of them",
+        "redundancy": f"{plan.redundancy:.2%} of the passes are done twice, balance {plan.balance(workers):.1%}",
+        "passes": f"{plan.blocks} blocks of {job.block_rows} x {job.block_columns} patches, {one.seconds:.3f} s each "
+        f"on {device.type} ({job.precision}, {job.micro_batch} at once)",
+        "arithmetic": f"{plan.flop:.2e} FLOP",
+        "memory": f"{plan.memory_bytes / 2**30:.3f} GiB a worker, and the network's own"
+        + (f" ({one.memory_bytes / 2**30:.2f} GiB on the GPU)" if one.memory_bytes else ""),
+        "disk": f"at most {needed_bytes(job, plan) / 2**30:.3f} GiB written, {plan.bytes_read / 2**30:.3f} GiB of "
+        "genes read",
+        "time": f"about {duration(seconds)} with {workers} worker(s), and the pyramids",
+    }
+    for name, words in lines.items():
+        print(f"  {name:<11} {words}")
+    print("dry run: nothing was written")
     return 0

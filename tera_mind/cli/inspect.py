@@ -110,7 +110,7 @@ def _brain(path: Path) -> Description:
 def _volume(path: Path) -> Description:
     volume = Volume.open(path)
     own = volume.attributes
-    corner = volume.image(Box(own.box.y0, min(own.box.y0 + 1, own.box.y1), own.box.x0, own.box.x0 + 1))
+    corner = volume.values(Box(own.box.y0, min(own.box.y0 + 1, own.box.y1), own.box.x0, own.box.x0 + 1))
     lines = {
         "image": f"{_size(volume.shape, own.pixel_um)}, {corner.dtype}",
         "stains": _some(own.stains),

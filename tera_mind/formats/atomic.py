@@ -109,7 +109,7 @@ def sweep(path: Path) -> None:
     pattern = re.compile(re.escape(f".{path.name}.") + r"(partial|old|scratch)-(\d+)")
     for left in sorted(path.parent.iterdir()):
         match = pattern.fullmatch(left.name)
-        if match is None or (int(match[2]) != os.getpid() and _alive(int(match[2]))):
+        if match is None or (int(match[2]) != os.getpid() and is_alive(int(match[2]))):
             continue
         if match[1] == "old" and not path.exists():
             left.replace(path)
@@ -117,7 +117,7 @@ def sweep(path: Path) -> None:
             _remove(left)
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether a process of this machine has the number; one that may not be signalled counts as alive."""
     try:
         os.kill(pid, 0)

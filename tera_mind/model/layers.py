@@ -1,7 +1,8 @@
 """Layers of the gene-morph UNet: section-aware convolution, RMSNorm, residual and attention blocks.
 
 Activations are (b, c, z, y, x). With one section every 3x3x3 convolution is exactly its central 3x3 plane, so only
-that plane exists: no weight and no multiplication is spent on padding.
+that plane exists; with more it is run as the plane convolutions that `planes` counts: no weight and no multiplication
+is spent on padding.
 """
 
 from __future__ import annotations
@@ -17,8 +18,30 @@ from torch import Tensor, nn
 Activations = Float[Tensor, "b c z y x"]
 
 
+def plane_products(x: Float[Tensor, "b i z y x"], weight: Tensor, bias: Tensor | None) -> Float[Tensor, "b o z y x"]:
+    """3x3x3 convolution, padding 1, of an even number of sections as plane convolutions (see `planes`)."""
+    before, here, after = weight.unbind(2)
+    even, odd = (half.transpose(1, 2) for half in x.unflatten(2, (-1, 2)).unbind(3))
+    b, pairs = even.shape[:2]
+
+    def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        out: Tensor = F.conv2d(x.flatten(0, 1), weight, bias, padding=1).unflatten(0, (b, -1))
+        return out
+
+    middle = conv(even + odd, here, bias)
+    out_even, out_odd = middle + conv(odd, after - here), middle + conv(even, before - here)
+    if pairs > 1:
+        out_even = out_even + F.pad(conv(odd[:, :-1], before), (0, 0, 0, 0, 0, 0, 1, 0))
+        out_odd = out_odd + F.pad(conv(even[:, 1:], after), (0, 0, 0, 0, 0, 0, 0, 1))
+    out: Tensor = torch.stack([out_even, out_odd], dim=2).flatten(1, 2).transpose(1, 2)
+    return out
+
+
 class SectionConv(nn.Module):
-    """Convolution over (z, y, x), `weight` (out, in, kz, ky, kx); run as a 2-D one where kz is 1."""
+    """Convolution over (z, y, x), `weight` (out, in, kz, ky, kx); run on planes where it can be.
+
+    Only the gene pyramid's first one, which makes fewer sections of many, is run as a 3-D convolution.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel_z: int, kernel_yx: int, *, pad_z: bool = True) -> None:
         super().__init__()
@@ -27,6 +50,8 @@ class SectionConv(nn.Module):
         self.padding = (kernel_z // 2 if pad_z else 0, kernel_yx // 2, kernel_yx // 2)
 
     def forward(self, x: Float[Tensor, "b i z y x"]) -> Float[Tensor, "b o z2 y x"]:
+        if self.padding[0]:
+            return plane_products(x, self.weight, self.bias)
         if self.weight.shape[2] > 1:
             return F.conv3d(x, self.weight, self.bias, padding=self.padding)
         b, _, z, height, width = x.shape
@@ -86,6 +111,53 @@ class RMSNorm(nn.Module):
         return out
 
 
+class _NormSiLUFunction(torch.autograd.Function):
+    """y = silu(x w / rms(x) + s) over axis 1 of (b, c, ...), keeping only x, r, w and s.
+
+    With r = 1 / rms(x), u = x r w + s and g = dL/dy silu'(u): dL/dx = r (g w - x r mean(g w x r)),
+    dL/dw = sum(g x r) and dL/ds = sum(g) over the positions, and over samples where those share w.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide)
+        r = torch.rsqrt(norm.square() / x.shape[1] + 1e-6)
+        ctx.save_for_backward(x, r, weight, *(() if shift is None else (shift,)))
+        out = torch.mul(x, r, out=torch.empty_like(x)).mul_(weight)
+        return F.silu(out if shift is None else out.add_(shift), inplace=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, r, weight, *shift = ctx.saved_tensors
+        x_unit = torch.mul(x, r, out=torch.empty_like(x))
+        u = x_unit * weight.to(x.dtype)
+        if shift:
+            u.add_(shift[0])
+        g = torch.ops.aten.silu_backward(grads[0], u)
+        del u
+        grad_shift = _sum_to(g, shift[0]) if shift else None
+        product = g * x_unit
+        grad_weight = _sum_to(product, weight)
+        mean = product.mul_(weight).mean(1, keepdim=True, dtype=r.dtype).to(x.dtype)
+        return g.mul_(weight).addcmul_(x_unit, mean, value=-1).mul_(r), grad_weight, grad_shift
+
+
+def _sum_to(x: Tensor, like: Tensor) -> Tensor:
+    """Sum in float32 or wider over the axes along which `like` was broadcast."""
+    axes = [i for i, size in enumerate(like.shape) if size == 1 and x.shape[i] != 1]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (x.sum(axes, keepdim=True, dtype=wide) if axes else x).to(like.dtype)
+
+
+def norm_silu(
+    x: Activations, weight: Float[Tensor, "#b c 1 1 1"], shift: Float[Tensor, "#b c 1 1 1"] | None = None
+) -> Activations:
+    """SiLU of the RMSNorm of x over its channels, scaled and shifted; one operation with its own backward."""
+    out: Tensor = _NormSiLUFunction.apply(x, weight, shift)
+    return out
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoidal embedding of the timestep (cosines first), then Linear, SiLU, Linear."""
 
@@ -134,10 +206,10 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if inputs == outputs else SectionConv(inputs, outputs, 1, 1)
 
     def forward(self, x: Float[Tensor, "b i z y x"], embedding: Float[Tensor, "b t"]) -> Float[Tensor, "b o z y2 x2"]:
-        h = self.conv_in(resample(F.silu(self.norm_in(x)), self.scale))
+        h = self.conv_in(resample(norm_silu(x, self.norm_in.weight.view(1, -1, 1, 1, 1)), self.scale))
         scale, shift = self.time(F.silu(embedding))[:, :, None, None, None].chunk(2, dim=1)
-        h = self.norm_out(h) * (1 + scale) + shift
-        h = self.conv_out(self.dropout(F.silu(h)))
+        h = norm_silu(h, self.norm_out.weight.view(1, -1, 1, 1, 1) * (1 + scale), shift)
+        h = self.conv_out(self.dropout(h))
         skip: Tensor = self.skip(resample(x, self.scale))
         out: Tensor = skip + h
         return out

@@ -26,6 +26,14 @@ class Encoding:
     skips: list[Float[Tensor, "b _ z _ _"]]
     genes: list[Float[Tensor, "b _ z _ _"]]
 
+    def beside(self, other: Encoding) -> Encoding:
+        """The patches of both, of one size, so that one pass decodes them."""
+        return Encoding(
+            torch.cat([self.bottleneck, other.bottleneck]),
+            [torch.cat(pair) for pair in zip(self.skips, other.skips, strict=True)],
+            [torch.cat(pair) for pair in zip(self.genes, other.genes, strict=True)],
+        )
+
 
 class Stage(nn.Module):
     """One block of encoder or decoder: a residual block, attention to genes where asked, a resampling block after.
@@ -219,5 +227,10 @@ class GeneMorphUNet(nn.Module):
         embedding = self.time(t)
         each = embedding.repeat_interleave(4, 0)
         encoding = self.encode(x, each, counts)
-        patches = self.decode(encoding, each) if patch_path else None
-        return patches, self.decode(self.reassemble(encoding, 1, 1), embedding)
+        shifted = self.reassemble(encoding, 1, 1)
+        if not patch_path:
+            return None, self.decode(shifted, embedding)
+        if self.config.margin_px:  # patches of another size
+            return self.decode(encoding, each), self.decode(shifted, embedding)
+        both = self.decode(encoding.beside(shifted), torch.cat([each, embedding]))
+        return both[: len(x)], both[len(x) :]

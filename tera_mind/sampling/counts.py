@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,8 +17,6 @@ from tera_mind.formats.volume import GENE_TREATMENTS
 from tera_mind.geometry import Box
 from tera_mind.sampling.plain import CountSource
 
-#: binned counts kept between steps; a region whose counts are larger is read again at every step
-CACHE_BYTES = 2 * 2**30
 _SHUFFLE = 2  # purpose of the random key
 
 
@@ -65,6 +62,8 @@ def shuffled(counts: CountSource, region: Box, side: int, bin_px: int, seed: int
     def source(box: Box) -> Float[Tensor, "gene section bin_y bin_x"]:
         out = counts(box)
         inner = box.intersect(region)
+        if inner.is_empty:
+            return out
         first_row, first_column = (inner.y0 - region.y0) // side, (inner.x0 - region.x0) // side
         for row in range(first_row, -(-(inner.y1 - region.y0) // side)):
             for column in range(first_column, -(-(inner.x1 - region.x0) // side)):
@@ -92,11 +91,11 @@ def count_source(
     bin_px: int,
     treatment: str,
     seed: int,
-    block: int,
 ) -> CountSource:
     """Counts of a section group for sampling a region: "as measured", or the controls "shuffled" and "zeroed".
 
-    Boxes handed in start at multiples of `bin_px` from the region's corner.
+    Boxes handed in start at multiples of `bin_px` from the region's corner. Nothing is kept between calls: a sweep
+    reads every bin once.
     """
     if treatment not in GENE_TREATMENTS:
         raise InputError(f"genes are one of {', '.join(GENE_TREATMENTS)}, got {treatment!r}")
@@ -106,5 +105,4 @@ def count_source(
         source = lambda box: torch.zeros_like(measured(box))  # noqa: E731
     elif treatment == "shuffled":
         source = shuffled(source, region, patch_px, bin_px, seed)
-    block_bytes = 4 * len(index) * len(sections) * ((block + 1) * patch_px // bin_px) ** 2
-    return lru_cache(maxsize=max(1, CACHE_BYTES // block_bytes))(source)
+    return source

@@ -27,6 +27,7 @@ from tera_mind.model.collage import counts_to_patches
 from tera_mind.model.config import ModelConfig
 from tera_mind.model.published import import_state
 from tera_mind.model.unet import GeneMorphUNet
+from tera_mind.sampling.domain import Domain
 from tera_mind.sampling.plain import CountSource, OnBlock, SamplerSettings, sample_steps
 
 #: array -> largest absolute difference allowed: one pass, 15 steps (early ones amplify up to 87 times), the schedule
@@ -136,8 +137,9 @@ def verify(golden: Golden, on_block: OnBlock = lambda: None) -> Iterator[Compari
     yield compare("eps_patch", patch)
     yield compare("eps_boundary", boundary)
     settings = SamplerSettings("epsilon", golden.steps)
+    domain = Domain.whole(golden.region, golden.config.patch_px)
     noise = golden.tensor("sample_noise")[0]
-    states = list(sample_steps(network, golden.region_counts(), lambda _step: noise, golden.region, settings, on_block))
+    states = list(sample_steps(network, golden.region_counts(), lambda _step, _box: noise, domain, settings, on_block))
     yield compare("sample_step1", states[0][None])
     yield compare("sample_final", states[-1][None])
 

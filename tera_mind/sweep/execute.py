@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from tera_mind.sweep.plan import Task
-from tera_mind.sweep.state import LOG, Marker, begin, clear, end, locked, state_of
+from tera_mind.sweep.state import LOG, Marker, begin, clear, end, is_made, locked, state_of
 
 #: what `tera-mind fit` returns after a signal, its checkpoint written (EX_TEMPFAIL): the same command goes on
 STOPPED = 75
@@ -154,7 +154,7 @@ def _perform(task: Task, workers: Workers, start: Start) -> Result:
         begun = time.monotonic()
         code = workers.call(command, task.folder / LOG, environment, descriptor)
         seconds = time.monotonic() - begun
-        if code == 0 and not task.makes.exists():
+        if code == 0 and not is_made(task.makes):
             code, reason = 1, f"the command ended well but left no {task.stage.makes}"
         else:
             reason = "" if code == 0 else f"exit code {code}: {last_line(task.folder / LOG)}"

@@ -20,6 +20,7 @@ from typing import Literal
 from tera_mind import __version__
 from tera_mind.errors import FormatError
 from tera_mind.formats.atomic import atomic_file
+from tera_mind.formats.volume import is_unfinished
 from tera_mind.sweep.plan import Task
 
 State = Literal["to do", "begun", "done", "failed", "changed"]
@@ -75,15 +76,21 @@ def state_of(task: Task) -> State:
     if marker.fingerprint != task.fingerprint:
         return "changed"
     if marker.status == "done":
-        return "done" if task.makes.exists() else "to do"
-    # killed between the end of the command and its marker: outputs appear whole or not at all, checkpoints grow
+        return "done" if is_made(task.makes) else "to do"
+    # killed between the end of the command and its marker: outputs appear whole or say that they are not; checkpoints
+    # grow
     if task.words[0] == "fit":
         made = task.makes.exists() and _training_finished(task.folder / "run.json")
     else:
-        made = task.makes.exists()
+        made = is_made(task.makes)
     if made:
         return "done"
     return "failed" if marker.status == "failed" else "begun"
+
+
+def is_made(path: Path) -> bool:
+    """Whether an output is there and whole."""
+    return path.exists() and not is_unfinished(path)
 
 
 def _training_finished(path: Path) -> bool:

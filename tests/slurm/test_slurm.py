@@ -279,6 +279,25 @@ def test_section_groups_as_job_arrays(cluster):
     assert [file.stat().st_mtime_ns for file in found] == written
 
 
+def test_an_array_shares_one_volume(cluster):
+    cluster.say("\n# three array tasks share one volume; then the same again")
+    make_brain(cluster.work / "tall.zarr", shape=(2, 2, 512, 64), rows=5000)
+    cluster(TERA_MIND, "fit", *fit_arguments(Path("shards"), Path("shared")), told=False)
+    generate = ["shared/last.ckpt", "tall.zarr", "shared.zarr", "--shard-px=256", "--steps=4", "--device=cpu"]
+
+    def array() -> str:
+        made = submit(cluster, "--array=0-2", str(ROOT / "slurm/generate.sbatch"), *generate)
+        cluster.wait(made, "COMPLETED")
+        cluster("squeue", *ALL, f"--jobs={made}")
+        return cluster.log(made)
+
+    array()
+    said = cluster(TERA_MIND, "status", "shared.zarr", "--verify")
+    assert "shared.zarr: complete" in said
+    assert "shards are as they were written" in said
+    assert array().count("is there already") == 3
+
+
 def wait_for(holds, seconds=PATIENCE_S):
     until = time.monotonic() + seconds
     while not holds():

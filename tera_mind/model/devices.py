@@ -1,11 +1,11 @@
-"""Which device and arithmetic a command uses when the user does not say."""
+"""Which device and arithmetic are used when the user does not say."""
 
 from __future__ import annotations
 
 import torch
 
 from tera_mind.errors import InputError
-from tera_mind.sampling.generate import Precision
+from tera_mind.model.fast import Precision
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,3 +36,16 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "auto":
         return "bf16" if has_fast_bf16(device) else "32"
     return "bf16" if name == "bf16" else "32"
+
+
+def choose_devices(text: str) -> tuple[torch.device, ...]:
+    """GPUs by number, `0,1`; `InputError` where one of them is absent."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--devices is numbers of GPUs such as 0,1, got {text!r}") from None
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    missing = [number for number in numbers if not 0 <= number < count]
+    if missing:
+        raise InputError(f"there are {count} CUDA devices here, asked for number {missing[0]}; see nvidia-smi")
+    return tuple(torch.device("cuda", number) for number in numbers)

@@ -1,0 +1,73 @@
+"""What a job costs: one micro-batch timed on the device, and the largest micro-batch that fits there."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from tera_mind.errors import TeraMindError
+from tera_mind.geometry import Box
+from tera_mind.model.blocks import BlockNetwork
+from tera_mind.sampling.job import Generation
+from tera_mind.sampling.worker import is_out_of_memory
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One timed micro-batch: seconds a block, and the device's peak memory (0 where unknown)."""
+
+    seconds: float
+    memory_bytes: int
+
+
+def time_pass(job: Generation, device: torch.device) -> Pass:
+    """Time a micro-batch of noise with the genes of the region's first block; an untimed one before warms up.
+
+    Raises `TeraMindError` where it does not fit into memory.
+    """
+    network = job.network(device)
+    side, halo = network.patch_px, network.halo_px
+    block = Box(0, job.block_rows * side, 0, job.block_columns * side).shift(job.region.y0, job.region.x0).grow(halo)
+    counts = job.counts(job.groups[0])(block)[None].expand(job.micro_batch, -1, -1, -1, -1)
+    window = torch.randn((job.micro_batch, network.channels, block.height, block.width), device=device)
+    t = torch.full((job.micro_batch,), 500)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with torch.no_grad():
+        _run(network, window, t, counts, device)
+        begun = time.monotonic()
+        _run(network, window, t, counts, device)
+    seconds = time.monotonic() - begun
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return Pass(seconds / job.micro_batch, peak)
+
+
+def _run(
+    network: BlockNetwork, window: torch.Tensor, t: torch.Tensor, counts: torch.Tensor, device: torch.device
+) -> None:
+    network.predict(window, t, counts)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def fitting(job: Generation, device: torch.device) -> Generation:
+    """The job with its micro-batch halved until one pass fits into memory.
+
+    Raises `TeraMindError` where not even one block does.
+    """
+    while True:
+        try:
+            time_pass(job, device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return job
+        if job.micro_batch == 1:
+            raise TeraMindError(
+                f"one block of {job.block_rows} x {job.block_columns} patches does not fit into the memory of "
+                f"{device}: give a smaller --block"
+            )
+        job = replace(job, micro_batch=job.micro_batch // 2)
