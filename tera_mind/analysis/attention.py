@@ -107,7 +107,7 @@ class AttentionJob:
         if unknown or not wanted or len(set(wanted)) != len(wanted):
             raise InputError(f"the brain has sections 0 to {len(brain.sections) - 1}, asked for {list(wanted)}")
         return AttentionJob(
-            pyramid=checkpoint.network.pyramid,
+            pyramid=checkpoint.gene_morph.pyramid,
             gene_sections=info.model.gene_sections,
             patch_px=info.model.patch_px,
             bin_px=info.model.bin_px,
