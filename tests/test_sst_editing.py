@@ -71,13 +71,12 @@ def test_every_kernel_is_multiplied_tap_by_tap(demodulate):
 
 
 def test_upsampling_is_bilinear_before_the_convolution():
-    x, weight, style, drive = normal(1, 1, 3, 3), normal(1, 1, 3, 3), torch.ones(1, 1), torch.zeros(1, 9)
+    weight, style, drive = normal(1, 1, 3, 3), torch.ones(1, 1), torch.zeros(1, 9)
     drive[0, 4] = 1  # of the kernel the middle alone is left
-    found = driven_convolution(x, weight, style.double(), drive.double(), demodulate=False, up=True)
     line = np.array([0, 0.25, 0.75, 1.25, 1.75, 2])  # where samples of twice the rate lie, the rim repeated
     ramp = torch.arange(3.0).double().expand(1, 1, 3, 3)
     ramped = driven_convolution(ramp, weight, style.double(), drive.double(), demodulate=False, up=True)
-    assert found.shape == (1, 1, 6, 6)
+    assert ramped.shape == (1, 1, 6, 6)
     np.testing.assert_allclose(ramped[0, 0, 2].numpy(), line * weight[0, 0, 1, 1].item(), atol=1e-6)
 
 

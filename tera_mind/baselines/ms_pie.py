@@ -1,14 +1,14 @@
 """MS-PIE: StyleGAN2 that begins with a grid of positions (Xu et al. 2021, CVPR, arXiv:2012.05217).
 
-The learned constant of StyleGAN2 gives way to sinusoidal positions (SPE), so that the head may have any
-size: training draws its size at every step, the convolutions behind bilinear upsampling are padded with zeros, and the
-discriminator averages its last features to 2 x 2.
+The learned constant of StyleGAN2 gives way to sinusoidal positions (SPE), so that the head may have any size: training
+draws its size at every step. The convolutions behind bilinear upsampling are padded with zeros, and the discriminator
+averages its last features to 2 x 2.
 
 This project's own: gene counts of bins enter the head beside the positions, a position a bin, and the mean counts of
 the image, through two layers, are added to the style w. Positions are counted from the middle of the image, since
-tissue has no place of its own. The paper's scales show the same face larger; pixels of tissue have one size, so a larger
-head is a larger field of view: smaller ones are cut from a crop, which is the largest. The discriminator may be shown
-the genes beside the image.
+tissue has no place of its own. The paper's scales show the same face larger; pixels of tissue have one size, so a
+larger head is a larger field of view: smaller ones are cut from a crop, which is the largest. The discriminator may be
+shown the genes beside the image.
 
 Only whole images are meant: positions begin anew, zeros are padded and the mean counts change in every tile, so a
 region in tiles is not the region at once (`tile_exact` is False) and has seams.

@@ -4,10 +4,10 @@ From StyleGAN2's learned constant, every 3 x 3 kernel of a layer is multiplied, 
 which an MLP of 8 layers makes of the genes of the image, nine a layer; the style w of a random z modulates as usual.
 
 This project's own: the paper's images show single cells, here an image is a patch of tissue and its genes are the sums
-over the patch and its sections; sections are channels; at generation the jitter of the counts is its mean, one half; the
-discriminator may be shown the sums beside the image. Of the two stages only the first, generation from genes, is here:
-the second, an encoder that inverts real images to edit them, needs the real image at generation, which a comparison of
-images made from genes cannot give.
+over the patch and its sections; sections are channels; at generation the jitter of the counts is its mean, one half;
+the discriminator may be shown the sums beside the image. Of the two stages only the first, generation from genes, is
+here: the second, an encoder that inverts real images to edit them, needs the real image at generation, which a
+comparison of images made from genes cannot give.
 
 An image does not know where in it a gene was counted, nor what lies beside it: patches are put side by side and have
 seams. They are always cut on one grid, so any tiling of whole patches paints the same (broken) picture; `tile_exact` is
@@ -197,7 +197,8 @@ class SstEditing(MethodNetwork):
         """Nine factors for each styled convolution, and nine for the last image layer, of transformed sums."""
         for layer in self.drive:
             genes = activate(layer(genes))
-        return genes.unflatten(1, (-1, TAPS))
+        factors: Tensor = genes.unflatten(1, (-1, TAPS))
+        return factors
 
     def synthesise(
         self,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from tera_mind.module.base import MethodModule
 from tera_mind.module.baselines import PatchDMModule, PlainDDPMModule, RegressionModule, SinFusionModule
+from tera_mind.module.coco_gan import CocoGanModule
 from tera_mind.module.gene_morph import GeneMorphModule
+from tera_mind.module.infinity_gan import InfinityGanModule
 from tera_mind.module.ist_editing import IstEditingModule
 from tera_mind.module.ms_pie import MsPieModule
 from tera_mind.module.sst_editing import SstEditingModule
@@ -16,6 +18,8 @@ _ALL: tuple[type[MethodModule], ...] = (
     PatchDMModule,
     SinFusionModule,
     IstEditingModule,
+    InfinityGanModule,
+    CocoGanModule,
     MsPieModule,
     SstEditingModule,
     PlainDDPMModule,

@@ -36,7 +36,7 @@ class MsPieModule(GanModule):
         mapping_layers: layers of the mapping network.
         count_transform: `counts` or `log1p`.
         discriminator_genes: channels of a gene map that the discriminator sees beside the image; 0: none.
-        head_bins: sides of the head in bins that training draws from, at most a crop's.
+        head_bins: sides of the head in bins that training draws from, from a quarter of a crop's to a crop's.
         head_shares: how often each is drawn, in their order.
         learning_rate: rate of both Adams.
         r1_gamma: weight of the gradient penalty on real images; 0 leaves it out.
@@ -83,10 +83,11 @@ class MsPieModule(GanModule):
             count_transform=count_transform,
             discriminator_genes=discriminator_genes,
         )
-        if not head_bins or not 1 <= min(head_bins) <= max(head_bins) <= 2 * config.bins:
+        most = 2 * config.bins
+        if not head_bins or not most / 4 <= min(head_bins) <= max(head_bins) <= most:  # the judge halves that often
             raise InputError(
-                f"head_bins must be between 1 and the {2 * config.bins} bins of a crop of {2 * patch_px} px, "
-                f"got {head_bins}; take a larger patch_px or smaller bins"
+                f"head_bins must be between {-(-most // 4)} and {most} bins, a quarter and the whole of a crop of "
+                f"{2 * patch_px} px, got {head_bins}; take another patch_px or other bins"
             )
         if len(head_shares) != len(head_bins) or min(head_shares) < 0 or abs(sum(head_shares) - 1) > 1e-6:
             raise InputError(f"head_shares needs one share a size that add up to 1, got {head_shares}")
