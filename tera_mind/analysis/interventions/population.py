@@ -70,7 +70,9 @@ class Basis:
 
     def __post_init__(self) -> None:
         if self.sums.n < 1:
-            raise InputError(f"population {self.facts.get('name', '')!r} has no square with transcripts: give it a place")
+            raise InputError(
+                f"population {self.facts.get('name', '')!r} has no square with transcripts: give it a place"
+            )
 
     @property
     def mean(self) -> Float64[np.ndarray, " gene"]:
