@@ -3,10 +3,13 @@
 `cost`: attention maps of a region, read from a brain store to finished numbers, against generation of the same region
 with the same network in 15 steps by the plain sampler, whose counts lie in memory already. In turns, in one run.
 
+`intervention`: a factual and an edited volume through the real way to the disk, populations measured, against one
+volume of the same region; for an edit of genes and for one of second moments. In turns, in one run.
+
 `areas`: on simulated brains, the area under the ROC curve of the shipped demo network's attention, of each gene, of
 their sum and of their product, against the simulator's own regions and cells; 95 % intervals from resampled squares.
 
-    python benchmarks/analysis.py [--quick] [--device cpu|cuda] [--part cost areas]
+    python benchmarks/analysis.py [--quick] [--device cpu|cuda] [--part cost intervention areas]
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ import contextlib
 import io
 import json
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +37,31 @@ from numpy.typing import NDArray
 import tera_mind
 from tera_mind.analysis import readout
 from tera_mind.analysis.attention import AttentionJob
+from tera_mind.analysis.interventions.edits import Edit, Match, Scale
+from tera_mind.analysis.interventions.intervention import Intervention, Part
+from tera_mind.analysis.interventions.masks import Mask
+from tera_mind.analysis.interventions.population import measure
 from tera_mind.analysis.partners import PartnerSettings
 from tera_mind.analysis.pathways import read_pathways
 from tera_mind.analysis.roc import Area, auroc_interval
 from tera_mind.cli.simulate import run as simulate
 from tera_mind.formats.attention_map import ATTENTION, PRODUCT, UNWEIGHTED
 from tera_mind.formats.brain import Brain, Transcripts, create_brain
+from tera_mind.formats.volume import Volume
 from tera_mind.geometry import Box
 from tera_mind.metrics.regions import RegionMap
-from tera_mind.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
+from tera_mind.model.checkpoint import Checkpoint, CheckpointInfo, checkpoint_content, load_checkpoint
 from tera_mind.model.config import ModelConfig
 from tera_mind.model.unet import GeneMorphUNet
+from tera_mind.sampling.domain import Domain
+from tera_mind.sampling.job import Generation
+from tera_mind.sampling.launch import Launch, generate
 from tera_mind.sampling.plain import SamplerSettings, sample_steps
 
 #: most that attention maps may cost, as a share of generation
 TARGET = 0.02
+#: most that an intervention may cost, in generations
+INTERVENTION_TARGET = 2.1
 STEPS = 15
 #: networks of the cost part: the tests' own, one for two CPU cores, the published one; patches a side of its region
 SHAPES: dict[str, tuple[dict[str, Any], int]] = {
@@ -70,6 +85,7 @@ PLACES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "BLOD": (read_pathways()["BLOD"], (), ("Endothelial", "Astrocyte")),
     "myelin": (("Mog", "Sox10", "St18"), ("fibre tract",), ()),
 }
+PARTS = ("cost", "intervention", "areas")
 #: side in patches of the squares that are resampled as one
 CELL_PATCHES = 4
 
@@ -121,7 +137,8 @@ def cost(shape: str, device: torch.device, turns: int, folder: Path) -> dict[str
 
     def generate() -> None:
         start = torch.randn(config.image_channels, region.height, region.width, device=device)
-        for _ in sample_steps(network, counts, lambda _step: start, region, SamplerSettings("epsilon", STEPS)):
+        domain, settings = Domain.whole(region, config.patch_px), SamplerSettings("epsilon", STEPS)
+        for _ in sample_steps(network, counts, lambda _step, _box: start, domain, settings):
             pass
 
     def read(job: AttentionJob) -> None:
@@ -134,17 +151,70 @@ def cost(shape: str, device: torch.device, turns: int, folder: Path) -> dict[str
         taken["generation"].append(seconds(generate, device))
         for name, job in jobs.items():
             taken[name].append(seconds(lambda job=job: read(job), device))  # type: ignore[misc]
+    return {
+        "network": shape, "patches": side * side, "turns": turns, "steps": STEPS,
+        "generation_ms": 1e3 * statistics.median(taken["generation"]), "rows": shares_of(taken),
+    }  # fmt: skip
+
+
+def intervention(shape: str, device: torch.device, turns: int, folder: Path) -> dict[str, Any]:
+    """Seconds of one volume and of the two of an intervention, beginning with its populations, in turns."""
+    sizes, side = SHAPES[shape]
+    config = ModelConfig(**sizes, dropout=0.0)
+    torch.manual_seed(0)
+    genes = tuple(f"g{k}" for k in range(config.genes))
+    info = CheckpointInfo(config, "epsilon", genes, ("DAPI", "PolyT"), PIXEL_UM, {})
+    torch.save(checkpoint_content(info, GeneMorphUNet(config)), folder / "net.ckpt")
+    brain, checkpoint = random_brain(folder, config, genes, side), load_checkpoint(folder / "net.ckpt")
+    job = Generation(checkpoint, brain, brain.canvas, (0, 1), steps=STEPS, block_rows=side, block_columns=side)
+    launch = Launch((device,))
+
+    def volume(own: Generation) -> Volume:
+        made = generate(own, folder / "volume.zarr", launch)
+        assert made is not None
+        shutil.rmtree(folder / "before.zarr", ignore_errors=True)
+        return Volume.open((folder / "volume.zarr").replace(folder / "before.zarr"))
+
+    def edited(kind: str) -> Generation:
+        edit: Edit = Scale(genes[:2], 0.2)
+        if kind == "second moments":
+            own = measure("own", brain, config.patch_px)
+            edit = Match(
+                own,
+                1,
+                target=measure(
+                    "left", brain, config.patch_px, mask=Mask(Box(0, brain.shape[2], 0, brain.shape[3] // 2))
+                ),
+            )
+        made = Intervention(kind, (Part(edit),), genes, config.patch_px, config.bin_px, PIXEL_UM)
+        return replace(job, edit=made)
+
+    def both(kind: str) -> None:
+        volume(job)
+        volume(edited(kind))
+
+    factual = volume(job).image()
+    taken: dict[str, list[float]] = {name: [] for name in ("generation", "genes", "second moments")}
+    for kind in ("genes", "second moments"):
+        if np.array_equal(volume(edited(kind)).image(), factual):
+            raise SystemExit(f"an edit of {kind} left the volume as it was")
+    for _ in range(turns):
+        taken["generation"].append(seconds(lambda: volume(job), device))
+        for kind in ("genes", "second moments"):
+            taken[kind].append(seconds(lambda kind=kind: both(kind), device))  # type: ignore[misc]
+    return {"network": shape, "patches": side * side, "turns": turns, "steps": STEPS, "rows": shares_of(taken)}
+
+
+def shares_of(taken: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Milliseconds and share of generation of every other thing, with the spread over the turns."""
     rows = []
-    for name in jobs:
+    for name in (name for name in taken if name != "generation"):
         shares = [own / whole for own, whole in zip(taken[name], taken["generation"], strict=True)]
         rows.append(
             {"what": name, "ms": 1e3 * statistics.median(taken[name]), "ratio": statistics.median(shares),
              "ratio_min": min(shares), "ratio_max": max(shares)}
         )  # fmt: skip
-    return {
-        "network": shape, "patches": side * side, "turns": turns, "steps": STEPS,
-        "generation_ms": 1e3 * statistics.median(taken["generation"]), "rows": rows,
-    }  # fmt: skip
+    return rows
 
 
 def check_rows(job: AttentionJob, network: GeneMorphUNet) -> None:
@@ -227,6 +297,15 @@ def print_cost(found: dict[str, Any]) -> None:
         )
 
 
+def print_intervention(found: dict[str, Any]) -> None:
+    print(
+        f"\nintervention: network {found['network']}, {found['patches']} patches, {found['turns']} turns, {STEPS} steps"
+    )
+    print(f"factual and edited volume on the disk, in generations, at most {INTERVENTION_TARGET:g}:")
+    for row in found["rows"]:
+        print(f"  {row['what']:<16}{row['ratio']:>7.3f} ({row['ratio_min']:.3f} to {row['ratio_max']:.3f})")
+
+
 def print_areas(brain: str, rows: Sequence[dict[str, Any]]) -> None:
     print(f"\nareas under the ROC curve on simulated brain {brain!r} (95 % intervals)")
     for place in PLACES:
@@ -251,7 +330,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--quick", action="store_true", help="a smaller network and one small brain: under 3 minutes")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    made.add_argument("--part", nargs="+", choices=("cost", "areas"), default=["cost", "areas"], help="default: all")
+    made.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     made.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # for the tests
     return made
 
@@ -269,6 +348,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result["cost"] = cost(shape, device, 2 if options.tiny else 3 if options.quick else 5, Path(held))
             result["ratio"] = result["cost"]["rows"][0]["ratio"]
             print_cost(result["cost"])
+        if "intervention" in options.part:
+            shape = "tiny" if options.tiny else "small" if options.quick and device.type == "cpu" else "published"
+            folder = Path(held) / "intervention"
+            folder.mkdir()
+            result["intervention"] = intervention(shape, device, 2 if options.tiny else 3, folder)
+            result["intervention"]["target"] = INTERVENTION_TARGET
+            print_intervention(result["intervention"])
         if "areas" in options.part:
             checkpoint, resamples = load_checkpoint(DEMO), 50 if options.tiny else 1000
             result["areas"] = {}

@@ -30,6 +30,14 @@ def test_costs_are_a_table_and_a_line_of_json(analysis, capsys):
     assert any(torch.__version__ in line for line in table)
 
 
+def test_an_intervention_costs_two_generations(analysis, capsys):
+    assert analysis.main(["--tiny", "--device", "cpu", "--part", "intervention"]) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["intervention"]
+    assert [row["what"] for row in found["rows"]] == ["genes", "second moments"]
+    for row in found["rows"]:
+        assert 0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
+
+
 def test_rows_that_are_not_the_networks_are_refused(analysis, monkeypatch):
     monkeypatch.setattr(analysis.readout, "set_attention", lambda found, genes: found[:, genes][:, :, genes] * 0)
     with pytest.raises(SystemExit, match="differ from the network's attention"):

@@ -25,6 +25,7 @@ from tera_mind.module import MODULES
 from tera_mind.report.comparison import same_region as pictures
 from tera_mind.report.comparison.runs import load_entries
 from tera_mind.report.comparison.scores import Comparison
+from tera_mind.report.comparison.style import Drawing
 from tera_mind.sweep.definition import read_sweep
 from tera_mind.sweep.plan import make_plan
 from tera_mind.sweep.state import Marker
@@ -220,12 +221,13 @@ def test_the_grid_shows_the_same_region_of_all_in_one_range(tmp_path, monkeypatc
 
     def figure(name, caption, rows, columns, draw, panel):
         draw(None, np.array([[Axes() for _ in range(columns)] for _ in range(rows)]))
-        return name, caption
+        return Drawing(name, b"", b"", caption)
 
     monkeypatch.setattr(pictures, "grid_figure", figure)
-    name, caption = pictures.same_region(comparison)
-    assert name == "same_region"
-    assert caption.endswith("Without a volume: ridge.")
+    drawing = pictures.same_region(comparison)
+    assert drawing is not None
+    assert drawing.name == "same_region"
+    assert drawing.caption.endswith("Without a volume: ridge.")
     assert list(panels) == ["real tissue", "ours", "rival"]
     side = len(panels["ours"])
     free = slice(side // 4, side // 2)  # between the scale bar's corner and the word's

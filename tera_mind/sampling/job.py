@@ -29,7 +29,7 @@ from tera_mind.model.checkpoint import Checkpoint, load_checkpoint
 from tera_mind.model.fast import Precision, fast_network
 from tera_mind.model.unet import GeneMorphUNet
 from tera_mind.sampling import oneshot, wavefront
-from tera_mind.sampling.counts import count_source, panel_index
+from tera_mind.sampling.counts import CountEdit, count_source, panel_index
 from tera_mind.sampling.domain import Domain
 from tera_mind.sampling.plain import BoxNoise, CountSource, OnBlock, SamplerSettings, box_noise
 from tera_mind.sampling.precision import NarrowBlocks, NarrowPainter
@@ -46,7 +46,8 @@ class Generation:
 
     region: whole patches, in the brain's pixels; sections: the brain's numbers; genes: one of `GENE_TREATMENTS`; seed,
     steps, stepper, eta: of the sampler; block_rows, block_columns: patches along a block; micro_batch: blocks in one
-    pass through the network; masked: only tissue, grown by `MASK_MARGIN` patches, is computed; dtype: of the volume.
+    pass through the network; masked: only tissue, grown by `MASK_MARGIN` patches, is computed; dtype: of the volume;
+    edit: what is changed in the genes first, such as an intervention.
     Raises `InputError` or `PanelMismatchError` where these do not fit together. Pickling keeps the checkpoint's path.
     """
 
@@ -66,6 +67,7 @@ class Generation:
     precision: Precision = "32"
     dtype: PixelType = "uint8"
     allow_missing_genes: bool = False
+    edit: CountEdit | None = None
 
     def __post_init__(self) -> None:
         info, side = self.checkpoint.info, self.checkpoint.info.model.patch_px
@@ -165,7 +167,7 @@ class Generation:
     def counts(self, group: SectionGroup) -> CountSource:
         """Gene counts of a group, treated as the job says."""
         model = self.checkpoint.info.model
-        return count_source(
+        source = count_source(
             self.brain,
             group.genes,
             self.panel,
@@ -175,6 +177,7 @@ class Generation:
             treatment=self.genes,
             seed=self.seed,
         )
+        return source if self.edit is None else self.edit.edited(source, group.genes, self.region)
 
     def noise(self, group: SectionGroup) -> BoxNoise:
         """Noise of a group, a function of seed, step and place alone."""
@@ -190,7 +193,7 @@ class Generation:
 
     def facts(self, device: torch.device) -> dict[str, Any]:
         """Everything that the pixels depend on to the last bit, plain JSON, by the words a user knows it by."""
-        return {
+        facts = {
             "checkpoint": self.checkpoint.sha256,
             "brain": self.brain.fingerprint,
             "region": str(self.region),
@@ -211,6 +214,7 @@ class Generation:
             "torch": torch.__version__,
             "tera_mind": __version__,
         }
+        return facts if self.edit is None else facts | {"intervention": self.edit.digest}
 
     def attributes(self, device: torch.device) -> VolumeAttributes:
         """What the volume will say of itself."""
@@ -220,6 +224,8 @@ class Generation:
             for key, value in self.facts(device).items()
             if key not in {"checkpoint", "brain", "region", "sections", "genes", "seed", "steps", "dtype", "tera_mind"}
         }
+        if self.edit is not None:
+            settings["intervention"] = {**self.edit.facts(), "digest": self.edit.digest}
         return VolumeAttributes(
             stains=info.stains,
             pixel_um=brain.pixel_um,

@@ -82,7 +82,7 @@ def scaling_map(population: Spectrum, components: int | None, factor: float) -> 
         raise InputError(f"a factor of eigenvalues is 0 or more, got {factor:g}")
     k = leading(components, len(population.values))
     own = population.vectors[:, :k]
-    return np.eye(len(population.values)) + (np.sqrt(factor) - 1.0) * (own @ own.T)
+    return np.asarray(np.eye(len(population.values)) + (np.sqrt(factor) - 1.0) * (own @ own.T))
 
 
 def mapped_rows(

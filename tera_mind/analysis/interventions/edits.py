@@ -1,8 +1,8 @@
 """The edits: counts of a window in, edited counts out. Each is a function of place and counts, never of the window.
 
-Counts are float32 (gene, section, bin_y, bin_x), never below 0. An edit of bins sees any window; an edit of rows (second
-moments) sees windows of whole patches, whose transcripts of a section are one row: it says how many transcripts of every
-gene the patch shall have, and the bins of the patch share them as they shared the former ones.
+Counts are float32 (gene, section, bin_y, bin_x), never below 0. An edit of bins sees any window; an edit of rows
+(second moments) sees windows of whole patches, whose transcripts of a section are one row: it says how many transcripts
+of every gene the patch shall have, and the bins of the patch share them as they shared the former ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,9 @@ from tera_mind.geometry import Box
 from tera_mind.noise import philox
 
 Counts = NDArray[np.float32]
-Others = Literal["keep", "zero"]
-Pattern = Literal["noise", "constant", "stripes", "checks"]
+#: what becomes of genes that are not scaled, and what counts are replaced with
+OTHERS = ("keep", "zero")
+PATTERNS = ("noise", "constant", "stripes", "checks")
 
 
 class Window(NamedTuple):
@@ -82,15 +83,15 @@ class Scale:
     rows: ClassVar[bool] = False
     genes: tuple[str, ...]
     factor: float
-    others: Others = "keep"
+    others: str = "keep"
 
     def __post_init__(self) -> None:
         if not self.genes or len(set(self.genes)) != len(self.genes):
             raise InputError(f"scale needs genes, each once, got {list(self.genes)}")
         if not 0 <= self.factor < np.inf:
             raise InputError(f"a gene's factor is 0 or more, got {self.factor:g}")
-        if self.others not in get_args(Others):
-            raise InputError(f"others of a scale are {' or '.join(get_args(Others))}, got {self.others!r}")
+        if self.others not in OTHERS:
+            raise InputError(f"others of a scale are {' or '.join(OTHERS)}, got {self.others!r}")
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -183,7 +184,7 @@ class Match(_RowEdit):
     def affine(self, genes: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         own, other = self.population.of(genes), self.target.of(genes)
         if self.centred:
-            return matching_map(own.centred, other.centred, self.components), own.mean, other.mean
+            return matching_map(own.centred, other.centred, self.components), own.sums.mean, other.sums.mean
         none = np.zeros(len(genes))
         return matching_map(own.uncentred, other.uncentred, self.components), none, none
 
@@ -200,7 +201,7 @@ class SelfScale(_RowEdit):
 
     def affine(self, genes: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         own = self.population.of(genes)
-        origin = own.mean if self.centred else np.zeros(len(genes))
+        origin = own.sums.mean if self.centred else np.zeros(len(genes))
         return scaling_map(own.centred if self.centred else own.uncentred, self.components, self.factor), origin, origin
 
     def facts(self) -> dict[str, Any]:
@@ -247,7 +248,7 @@ class Replace:
 
     kind: ClassVar[str] = "replace"
     rows: ClassVar[bool] = False
-    pattern: Pattern = "noise"
+    pattern: str = "noise"
     keep: float = 0.0
     high: float = 1.0
     period_px: int = 64
@@ -255,8 +256,8 @@ class Replace:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.pattern not in get_args(Pattern):
-            raise InputError(f"a pattern is one of {', '.join(get_args(Pattern))}, got {self.pattern!r}")
+        if self.pattern not in PATTERNS:
+            raise InputError(f"a pattern is one of {', '.join(PATTERNS)}, got {self.pattern!r}")
         if not 0 <= self.keep <= 1 or not 0 <= self.high < np.inf or self.period_px < 1 or self.seed < 0:
             raise InputError(
                 "replace takes keep 0 to 1, high, seed 0 or more and period_px 1 or more, got "

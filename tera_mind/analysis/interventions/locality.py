@@ -1,8 +1,8 @@
 """How far from an edit a generated image can change: beyond it the difference is 0, not nearly 0.
 
 One pass of the network over a patch reads the patch and `halo_px` around it, genes and state alike. After k steps a
-patch of side p has read as far as halo + (k - 1) p ceil(halo / p) around itself: 32 + 64 (k - 1) px for patches of 64 px
-and a halo of half a patch (928 px for 15 steps). Patches are whole, so the margin is counted from a patch's edge.
+patch of side p has read as far as halo + (k - 1) p ceil(halo / p) around itself: 32 + 64 (k - 1) px for patches of
+64 px and a halo of half a patch (928 px for 15 steps). Patches are whole, so the margin is counted from a patch's edge.
 """
 
 from __future__ import annotations

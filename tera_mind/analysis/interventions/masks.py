@@ -82,7 +82,7 @@ class Mask:
             names = {label: self.map.names[label] for label in self.wanted}
             pixels = np.ascontiguousarray(self.map.labels)
             sha = hashlib.sha256(f"{pixels.shape} {pixels.dtype} {self.map.step_px!r}".encode())
-            sha.update(pixels)
+            sha.update(pixels.data)
             facts["labels"] = {"names": {str(key): name for key, name in names.items()}, "sha256": sha.hexdigest()}
         return facts
 

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
-from numpy.typing import NDArray
 
 from tera_mind import __version__
 from tera_mind.analysis.interventions.algebra import Spectrum, spectrum
 from tera_mind.analysis.interventions.masks import EVERYWHERE, Mask
+from tera_mind.analysis.sums import Sums
 from tera_mind.errors import FormatError, InputError, MissingFileError, PanelMismatchError
 from tera_mind.formats.atomic import atomic_file
 from tera_mind.formats.brain import Brain, gene_bins
@@ -32,27 +31,6 @@ VERSION = 1
 _TILE_BYTES = 64 * 2**20
 #: two sizes of a row that differ by less are the same
 _SAME_SIZE = 0.01
-
-
-@dataclass(frozen=True, eq=False)
-class Sums:
-    """Sums over rows, float64: number, sum (gene,), and sum of outer products (gene, gene).
-
-    Counts are whole numbers, so sums of parts are those of the whole to the last bit, in any order.
-    """
-
-    n: int
-    total: Float64[np.ndarray, " gene"]
-    outer: Float64[np.ndarray, "gene gene"]
-
-    @staticmethod
-    def of(rows: NDArray[Any]) -> Sums:
-        """Sums of rows (row, gene)."""
-        wide = np.asarray(rows, np.float64)
-        return Sums(len(wide), wide.sum(axis=0), wide.T @ wide)
-
-    def merge(self, other: Sums) -> Sums:
-        return Sums(self.n + other.n, self.total + other.total, self.outer + other.outer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,42 +48,26 @@ class Basis:
 
     def __post_init__(self) -> None:
         if self.sums.n < 1:
-            raise InputError(
-                f"population {self.facts.get('name', '')!r} has no square with transcripts: give it a place"
-            )
-
-    @property
-    def mean(self) -> Float64[np.ndarray, " gene"]:
-        return self.sums.total / self.sums.n
-
-    @property
-    def second_moment(self) -> Float64[np.ndarray, "gene gene"]:
-        """X^T X / N, uncentred."""
-        return self.sums.outer / self.sums.n
-
-    @property
-    def covariance(self) -> Float64[np.ndarray, "gene gene"]:
-        """X^T X / N - mean mean^T."""
-        return self.second_moment - np.outer(self.mean, self.mean)
+            raise InputError(f"population {self.facts.get('name', '')!r} has no square with transcripts")
 
     @cached_property
     def uncentred(self) -> Spectrum:
-        return spectrum(self.second_moment)
+        return spectrum(self.sums.second_moment)
 
     @cached_property
     def centred(self) -> Spectrum:
-        return spectrum(self.covariance)
+        return spectrum(self.sums.covariance)
 
     @cached_property
     def digest(self) -> str:
         """16 hex digits of the numbers and genes."""
         sha = hashlib.sha256(json.dumps([self.genes, self.sums.n, self.row_um]).encode())
-        sha.update(np.ascontiguousarray(self.sums.outer))
-        sha.update(np.ascontiguousarray(self.sums.total))
+        sha.update(np.ascontiguousarray(self.sums.outer).data)
+        sha.update(np.ascontiguousarray(self.sums.total).data)
         return sha.hexdigest()[:16]
 
     def of(self, genes: Sequence[str]) -> Basis:
-        """The same population seen through other genes, in their order. Raises `PanelMismatchError` if any is missing."""
+        """The same population in other genes, in their order. Raises `PanelMismatchError` if any is missing."""
         if tuple(genes) == self.genes:
             return self
         place = {gene: number for number, gene in enumerate(self.genes)}
@@ -145,7 +107,7 @@ class Basis:
                 attributes=np.array(json.dumps(record)),
                 total=self.sums.total,
                 outer=self.sums.outer,
-                mean=self.mean,
+                mean=self.sums.mean,
                 eigenvalues=self.uncentred.values,
                 eigenvectors=self.uncentred.vectors,
                 centred_eigenvalues=self.centred.values,
@@ -161,14 +123,13 @@ class Basis:
             with np.load(path, allow_pickle=False) as file:
                 record = json.loads(str(file["attributes"]))
                 sums = Sums(int(record["rows"]), file["total"], file["outer"])
-            if record["format"] != "population" or record["version"] != VERSION:
-                raise FormatError(f"{path} is no population of version {VERSION}; measure it again")
+            known = record["format"] == "population" and record["version"] == VERSION
             basis = Basis(tuple(record["genes"]), sums, float(record["row_um"]), dict(record["facts"]))
-        except FormatError:
-            raise
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             words = " ".join(str(error).split())
             raise FormatError(f"{path} cannot be read as a population ({words}); measure it again") from None
+        if not known:
+            raise FormatError(f"{path} is no population of version {VERSION}; measure it again")
         if basis.digest != record["digest"]:
             raise FormatError(f"{path} is not as it was written: its digest differs; measure it again")
         return basis
