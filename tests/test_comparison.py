@@ -100,7 +100,7 @@ def test_every_command_of_a_comparison_is_accepted(name, tmp_path):
 
 # ---- planted runs
 
-BOX = (0, 256, 0, 256)
+BOX = (0, 512, 0, 512)
 SHIFT = {"ours": 0, "rival": 40}
 
 
@@ -119,7 +119,7 @@ def real(brain):
 
 def planted_sweep(folder, split=("",)):
     """Two methods of two seeds, done: `ours` paints the tissue itself, `rival` paints it brighter and scores less."""
-    brain = make_brain(folder / "brain.zarr", shape=(2, 1, 256, 256), rows=5000)
+    brain = make_brain(folder / "brain.zarr", shape=(2, 1, 512, 512), rows=5000)
     stages = {
         "fit": {"command": "fit {recipe} --seed_everything {seed} --m {method} --s {split}", "makes": "last.ckpt"},
         "evaluate": {"command": "evaluate {fit}", "makes": "evaluation/metrics.json"},
@@ -237,7 +237,7 @@ def test_the_grid_shows_the_same_region_of_all_in_one_range(tmp_path, monkeypatc
     image = real(brain)[:, 0]
     low, high = np.percentile(image[0], [1, 99.7])
     blue = np.clip((image[0] - low) / (high - low), 0, 1) * 255  # DAPI covers: its blue adds up to full at the top
-    shown = panels["ours"][:: side // 256, :: side // 256, 2]
+    shown = panels["ours"][:: side // 512, :: side // 512, 2]
     assert np.corrcoef(shown[64:128].ravel(), blue[64:128].ravel())[0, 1] > 0.5
     (brain.path).rename(tmp_path / "gone")
     assert pictures.same_region(comparison) is None

@@ -26,7 +26,6 @@ from tera_mind.geometry import Box, SectionGroup
 from tera_mind.metrics.nuclei.segmenters import Scale, Watershed
 from tera_mind.report.film import film_frames, filmstrip, moving
 from tera_mind.sampling.counts import count_source, panel_index
-from tera_mind.sampling.wavefront import sweep
 from tera_mind.sampling.writer import encode
 
 if TYPE_CHECKING:
@@ -150,7 +149,7 @@ def dose_lines(doses: list[dict[str, Any]]) -> list[str]:
 
 def latent_scores(made: Run, target: Brain | None, lines: list[str]) -> dict[str, Any]:
     """Frechet and GILEA scores in the gene pyramid's features, and whether the edited genes are out of bounds."""
-    job, zones, pyramid = made.job, made.zones, made.job.checkpoint.network.pyramid
+    job, zones, pyramid = made.job, made.zones, made.job.checkpoint.gene_morph.pyramid
 
     def features(counts: torch.Tensor) -> NDArray[np.float32]:
         return pyramid_features(pyramid, counts)
@@ -245,7 +244,9 @@ def painted(job: Generation) -> Painted:
     made: Painted = {}
     for group in job.groups:
         whole = np.zeros((stains * len(group.image), job.region.height, job.region.width), np.uint8)
-        for box, piece in sweep(network, job.counts(group), job.noise(group), job.domain(group), job.settings):
+        for box, piece in job.pieces(
+            network, group, (0, job.region.height // job.checkpoint.info.model.patch_px), device
+        ):
             place = box.shift(-job.region.y0, -job.region.x0)
             whole[(slice(None), *place.slices())] = encode(piece, "uint8")
         planes = whole.reshape(stains, len(group.image), *whole.shape[1:])
