@@ -24,6 +24,10 @@ class NonFiniteGuard(Callback):
     lowers its scale; only a loss that is not finite counts here. A step left out changes neither weights nor the
     optimiser's state; it counts as a step. `bad_steps/step=N-rank=R.json` in the run's folder holds the samples of such
     a step: number, brain, section, y, x, t, and the loss of their batch.
+
+    A training step with several optimisers, or several steps of one, is bad if any of them is, and is counted once: a
+    good step of a generator says nothing of its discriminator. The samples then come once for each bad one, with the
+    number of its optimiser.
     """
 
     def __init__(self, max_bad_steps: int = 10) -> None:
@@ -35,6 +39,10 @@ class NonFiniteGuard(Callback):
         self.max_bad_steps = max_bad_steps
         self._in_a_row = 0
         self._total = 0
+        #: number of the training step that is judged, the row before it, and what is bad in it so far
+        self._step = -1
+        self._before = 0
+        self._bad: list[dict[str, Any]] = []
         #: batches since the last optimiser step: number, position, loss
         self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
         self._samples: tuple[Tensor, Tensor] | None = None
@@ -68,7 +76,13 @@ class NonFiniteGuard(Callback):
         else:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             bad = not math.isfinite(float(torch.nn.utils.get_total_norm(gradients)))
-        self._in_a_row, self._total = (self._in_a_row + 1 if bad else 0), self._total + bad
+        if trainer.global_step != self._step:
+            self._step, self._before, self._bad = trainer.global_step, self._in_a_row, []
+        self._total += bad and not self._bad
+        if bad:
+            number = next(i for i, one in enumerate(trainer.optimizers) if one is optimizer)
+            self._bad.append({"optimizer": number, "samples": self._samples_of(trainer, pl_module, batches)})
+        self._in_a_row = self._before + 1 if self._bad else 0
         pl_module.log("train/bad_steps", float(self._total))
         if not bad:
             return
@@ -76,7 +90,7 @@ class NonFiniteGuard(Callback):
         file = (
             Path(trainer.default_root_dir) / "bad_steps" / f"step={trainer.global_step}-rank={trainer.global_rank}.json"
         )
-        self._write(file, trainer, pl_module, batches)
+        self._write(file, trainer)
         if self._in_a_row > self.max_bad_steps:
             raise TeraMindError(
                 f"loss or gradients were not finite in {self._in_a_row} steps in a row, up to step "
@@ -84,21 +98,29 @@ class NonFiniteGuard(Callback):
                 "model.learning_rate or set trainer.gradient_clip_val"
             )
 
+    def _write(self, file: Path, trainer: lightning.Trainer) -> None:
+        several = len(trainer.optimizers) > 1
+        samples = [
+            ({"optimizer": bad["optimizer"]} if several else {}) | sample
+            for bad in self._bad
+            for sample in bad["samples"]
+        ]
+        with atomic_file(file) as partial:
+            record = {"step": trainer.global_step, "rank": trainer.global_rank, "samples": samples}
+            partial.write_text(json.dumps(record, indent=1))
+
     @staticmethod
-    def _write(
-        file: Path,
+    def _samples_of(
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
         batches: list[tuple[Tensor, Tensor, Tensor]],
-    ) -> None:
+    ) -> list[dict[str, Any]]:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
-        samples = []
+        samples: list[dict[str, Any]] = []
         for numbers, positions, loss in batches:
             timesteps = pl_module.training_timesteps(numbers).tolist()  # type: ignore[operator]
             for number, (brain, section, y, x), t in zip(numbers.tolist(), positions.tolist(), timesteps, strict=True):
                 place = {"brain": brain, "section": section, "y": y, "x": x}
                 samples.append({"number": number, **place, "t": t, "loss": str(float(loss) / scale)})
-        with atomic_file(file) as partial:
-            record = {"step": trainer.global_step, "rank": trainer.global_rank, "samples": samples}
-            partial.write_text(json.dumps(record, indent=1))
+        return samples

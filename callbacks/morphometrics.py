@@ -19,7 +19,7 @@ from tera_mind.metrics.fidelity import SSIM_WINDOW_PX, cut, psnr, ssim
 from tera_mind.metrics.nuclei.match import match
 from tera_mind.metrics.nuclei.segmenters import NucleusSettings, Watershed
 from tera_mind.metrics.nuclei.table import measure_nuclei
-from tera_mind.module import GeneMorphModule
+from tera_mind.module import MethodModule
 
 #: stains whose nuclei are looked at
 NUCLEAR = ("dapi", "hoechst", "dna")
@@ -57,7 +57,7 @@ class Morphometrics(PaintingCallback):
         super().__init__(regions, every_n_validations)
         self.steps, self.nucleus = steps, NucleusSettings(diameter_um=float(nucleus_um))
 
-    def look(self, trainer: lightning.Trainer, module: GeneMorphModule, regions: list[Region]) -> None:
+    def look(self, trainer: lightning.Trainer, module: MethodModule, regions: list[Region]) -> None:
         pictures = paint(trainer, module, regions, self.steps)
         scores = [
             score
@@ -82,11 +82,11 @@ class Morphometrics(PaintingCallback):
             values = [score.value for score in scores if (score.metric, score.stain) == (metric, stain)]
             module.log(f"val/{metric}/{stain}", float(np.mean(values)), batch_size=1, rank_zero_only=False)
 
-    def _scores(self, module: GeneMorphModule, region: Region, picture: NDArray[np.uint8]) -> Iterator[Score]:
+    def _scores(self, module: MethodModule, region: Region, picture: NDArray[np.uint8]) -> Iterator[Score]:
         """All figures of a region; planes and edges that the brain does not have are left out."""
         info = module.info
         inside = region.inside.shift(-region.box.y0, -region.box.x0)
-        whole = 2 * info.model.patch_px
+        whole = region.crop_px
         boxes = [box for box in inside.tiles(whole, whole) if (box.height, box.width) == (whole, whole)]
         real = region.real
         for plane in np.flatnonzero(region.exists).tolist():

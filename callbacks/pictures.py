@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.regions import Region, validation_regions
 from tera_mind.errors import InputError
-from tera_mind.module import GeneMorphModule
+from tera_mind.module import MethodModule
 
 
 class PaintingCallback(Callback, ABC):
@@ -39,7 +39,7 @@ class PaintingCallback(Callback, ABC):
         self._validations = state_dict["validations"]
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        assert isinstance(pl_module, GeneMorphModule)
+        assert isinstance(pl_module, MethodModule)
         self._regions = validation_regions(trainer, pl_module, self.count)
 
     def on_validation_batch_start(
@@ -56,9 +56,9 @@ class PaintingCallback(Callback, ABC):
         self._validations += 1
         if (self._validations - 1) % self.every_n_validations:
             return
-        assert isinstance(pl_module, GeneMorphModule)
+        assert isinstance(pl_module, MethodModule)
         self.look(trainer, pl_module, self._regions)
 
     @abstractmethod
-    def look(self, trainer: lightning.Trainer, module: GeneMorphModule, regions: list[Region]) -> None:
+    def look(self, trainer: lightning.Trainer, module: MethodModule, regions: list[Region]) -> None:
         """What is done with the regions; on all processes alike."""

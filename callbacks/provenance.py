@@ -17,6 +17,7 @@ import tera_mind
 from callbacks.signals import StoppedBySignal
 from tera_mind.errors import FormatError, InputError
 from tera_mind.formats.atomic import atomic_file
+from tera_mind.model.methods import parameter_count
 
 VERSION = 1
 #: what has to stay the same for a run to be continued in its folder
@@ -98,6 +99,9 @@ def describe(trainer: lightning.Trainer, module: Any) -> dict[str, Any]:
         "sections": module.info.model.sections,
         "patch_px": module.info.model.patch_px,
         "prediction": module.info.prediction,
+        "parameters": parameter_count(module.network),
+        "halo_px": module.info.model.halo_px,
+        "tile_exact": module.info.model.tile_exact,
         "steps": trainer.max_steps,
         "genes": len(module.info.genes),
         "data_fingerprint": manifest.fingerprint,

@@ -21,8 +21,10 @@ from tera_mind.formats.panel import panel_map
 from tera_mind.formats.slab import Slab
 from tera_mind.formats.transcripts import Transcripts, bin_transcripts
 from tera_mind.geometry import Box, SectionGroup, section_window
-from tera_mind.module import GeneMorphModule
+from tera_mind.model.blocks import BlockNetwork, Painter
+from tera_mind.module import MethodModule
 from tera_mind.sampling.domain import Domain
+from tera_mind.sampling.oneshot import keyed_planes, paint_region
 from tera_mind.sampling.plain import SamplerSettings, box_noise, sample_steps, to_uint8
 
 #: slabs that are looked at for each region that is kept
@@ -48,6 +50,8 @@ class Region:
     new_gene: NDArray[np.int32] | None
     genes: int
     bin_px: int
+    #: side of a training crop, the whole patch on which pictures are scored whatever the method's own patch is
+    crop_px: int
 
     @property
     def real(self) -> NDArray[np.uint8]:
@@ -82,7 +86,7 @@ class Region:
         return torch.from_numpy(np.stack(layers, axis=1))
 
 
-def validation_regions(trainer: lightning.Trainer, module: GeneMorphModule, count: int) -> list[Region]:
+def validation_regions(trainer: lightning.Trainer, module: MethodModule, count: int) -> list[Region]:
     """The same `count` regions every time: of slabs spread evenly over the split, those with most transcripts.
 
     A region is the largest square of whole patches (at most 8) whose genes, with the sampler's halo, its slab holds.
@@ -123,21 +127,23 @@ def validation_regions(trainer: lightning.Trainer, module: GeneMorphModule, coun
                 new_gene=panel_map(manifest.genes, data.genes),
                 genes=len(data.genes),
                 bin_px=data.bin_px,
+                crop_px=2 * data.patch_px,
             )
         )
     return regions
 
 
 #: module -> (step, {(slab, DDIM steps): picture}): callbacks that ask for the same picture share it
-_painted: WeakKeyDictionary[GeneMorphModule, tuple[int, dict[tuple[int, int], NDArray[np.uint8]]]] = WeakKeyDictionary()
+_painted: WeakKeyDictionary[MethodModule, tuple[int, dict[tuple[int, int], NDArray[np.uint8]]]] = WeakKeyDictionary()
 
 
 def paint(
-    trainer: lightning.Trainer, module: GeneMorphModule, regions: Sequence[Region], steps: int
+    trainer: lightning.Trainer, module: MethodModule, regions: Sequence[Region], steps: int
 ) -> list[NDArray[np.uint8]]:
     """Pictures of the regions, uint8 (stain, section, y, x), on every process; each process paints its share.
 
-    DDIM with `steps` steps and noise keyed by (SEED, place): two pictures of a run differ by its weights alone.
+    DDIM with `steps` steps (a method without steps: one pass) and noise keyed by (SEED, place): two pictures of a run
+    differ by its weights alone.
     """
     known_step, known = _painted.get(module, (-1, {}))
     if known_step != trainer.global_step:
@@ -152,22 +158,26 @@ def paint(
     return [known[region.number, steps] for region in regions]
 
 
-def _paint(trainer: lightning.Trainer, module: GeneMorphModule, region: Region, steps: int) -> NDArray[np.uint8]:
-    model = module.info.model
-    settings = SamplerSettings(module.info.prediction, steps)
-    noise = box_noise(SEED, region.group, model.stains)
-    domain = Domain.whole(region.box, model.patch_px)
+def _paint(trainer: lightning.Trainer, module: MethodModule, region: Region, steps: int) -> NDArray[np.uint8]:
+    model, network = module.info.model, module.network
     state = None
     with evaluating(module), trainer.precision_plugin.forward_context():
-        for state in sample_steps(module.network, region.counts, noise, domain, settings):  # noqa: B007
-            pass
+        if isinstance(network, BlockNetwork):
+            settings = SamplerSettings(module.info.prediction, steps)
+            noise = box_noise(SEED, region.group, model.stains)
+            domain = Domain.whole(region.box, model.patch_px)
+            for state in sample_steps(network, region.counts, noise, domain, settings):  # noqa: B007
+                pass
+        else:
+            assert isinstance(network, Painter)
+            state = paint_region(network, region.counts, keyed_planes(SEED, region.group), region.box)
     assert state is not None
     picture = to_uint8(state.float()).numpy()
     return np.asarray(picture.reshape(model.stains, model.sections, *picture.shape[1:]), np.uint8)
 
 
 @contextmanager
-def evaluating(module: GeneMorphModule) -> Iterator[None]:
+def evaluating(module: MethodModule) -> Iterator[None]:
     """The network without dropout for a while."""
     was = module.network.training
     module.network.eval()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from callbacks.output import write_pictures
 from callbacks.pictures import PaintingCallback
 from callbacks.regions import Region, paint
-from tera_mind.module import GeneMorphModule
+from tera_mind.module import MethodModule
 
 #: grey between real and generated
 _GAP_PX, _GAP = 4, 128
@@ -33,7 +33,7 @@ class DDIMSampling(PaintingCallback):
         super().__init__(regions, every_n_validations)
         self.steps = steps
 
-    def look(self, trainer: lightning.Trainer, module: GeneMorphModule, regions: list[Region]) -> None:
+    def look(self, trainer: lightning.Trainer, module: MethodModule, regions: list[Region]) -> None:
         pictures = paint(trainer, module, regions, self.steps)
         stains = module.info.stains
         write_pictures(

@@ -15,7 +15,7 @@ from tera_mind.diffusion.schedule import respace
 from tera_mind.errors import InputError
 from tera_mind.geometry import Box
 from tera_mind.metrics.fidelity import cut, psnr, ssim
-from tera_mind.module import GeneMorphModule
+from tera_mind.module import MethodModule
 
 
 class StepsAblation(PaintingCallback):
@@ -45,7 +45,7 @@ class StepsAblation(PaintingCallback):
         for number in self.steps:
             respace(number)  # refuses a number that does not exist
 
-    def look(self, trainer: lightning.Trainer, module: GeneMorphModule, regions: list[Region]) -> None:
+    def look(self, trainer: lightning.Trainer, module: MethodModule, regions: list[Region]) -> None:
         rows = []
         pictures = {}
         for steps in self.steps:

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tera_mind.diffusion.loss import dual_path_loss
 from tera_mind.errors import InputError
-from tera_mind.module import GeneMorphModule
+from tera_mind.model.unet import GeneMorphUNet
+from tera_mind.module import MethodModule
 
 #: dense peak of matrix units in half precision, TFLOP/s, by the device's name (makers' data sheets)
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A40": 150.0, "V100": 125.0, "B200": 2250.0}
@@ -66,7 +66,7 @@ class Throughput(Callback):
         del trainer, batch_idx
         self._waited += time.perf_counter() - self._batch_end
         if self._flops_per_pair is None:
-            assert isinstance(pl_module, GeneMorphModule)
+            assert isinstance(pl_module, MethodModule)
             self._flops_per_pair = training_flops(pl_module, batch) / len(batch["image"])
             self._begin()
 
@@ -106,14 +106,15 @@ class Throughput(Callback):
         self._waited, self._pairs = 0.0, 0
 
 
-def training_flops(module: GeneMorphModule, batch: dict[str, Tensor]) -> float:
+def training_flops(module: MethodModule, batch: dict[str, Tensor]) -> float:
     """Floating-point operations of the loss of a batch and its gradients (a multiply-add is two), from shapes alone."""
     network = copy.deepcopy(module.network).to("meta")
-    network.recompute = False
+    if isinstance(network, GeneMorphUNet):
+        network.recompute = False
     image, genes, inside = (batch[name].to("meta") for name in ("image", "genes", "inside"))
     counter = FlopCounterMode(display=False)
     with counter, torch.enable_grad():
-        loss = dual_path_loss(
+        loss = module.objective(
             network,
             image,
             genes,
@@ -121,8 +122,6 @@ def training_flops(module: GeneMorphModule, batch: dict[str, Tensor]) -> float:
             torch.zeros(len(image), dtype=torch.int64, device="meta"),
             torch.zeros_like(image),
             torch.ones(1000, device="meta"),
-            module.info.prediction,
-            float(module.hparams["patch_weight"]),
         )
         loss.total.backward()
     return float(counter.get_total_flops())

@@ -35,6 +35,7 @@ FLOORS = {
     "datamodules": 4,
     "tera_mind.module": 5,
     "tera_mind.sampling": 5,
+    "tera_mind.effects": 5,
     "callbacks": 6,
     "tera_mind.profiling": 6,
     "tera_mind.cli": 7,

@@ -150,7 +150,7 @@ def region_of(real, exists=(True,), box=None):
         brain=0, first_section=3, window=window, inside=box or window, exists=exists, image=real, gene_sections=1,
         y=none, x=none, gene=none, count=none, section=np.zeros(0, np.uint8), line=np.zeros(0, np.int32),
     )  # fmt: skip
-    return Region(slab, 0, window, section_window(3, 1), None, 1, 4)
+    return Region(slab, 0, window, section_window(3, 1), None, 1, 4, 32)
 
 
 def discs(side, places, radius):

@@ -114,10 +114,10 @@ def test_loss_against_the_sum_written_out(prediction: Prediction, margin_px: int
     boundary = total / centres.numel()
 
     loss = dual_path_loss(network, image, counts, inside, t, noise, bars, prediction, patch_weight)
-    torch.testing.assert_close(loss.boundary, boundary, check_dtype=False, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss.parts["boundary"], boundary, check_dtype=False, rtol=1e-5, atol=1e-6)
     if patch_weight:
-        torch.testing.assert_close(loss.patch, patch, check_dtype=False, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(loss.parts["patch"], patch, check_dtype=False, rtol=1e-5, atol=1e-6)
     else:
-        assert loss.patch == 0
+        assert "patch" not in loss.parts
     expected = patch_weight * patch + boundary
     torch.testing.assert_close(loss.total, expected, check_dtype=False, rtol=1e-5, atol=1e-6)

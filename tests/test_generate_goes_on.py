@@ -17,12 +17,12 @@ from ome_zarr_models.v05.image import Image
 from tiny_brain import make_brain
 
 import tera_mind.sampling.launch as launching
-import tera_mind.sampling.worker as working
 from tera_mind.cli import status
 from tera_mind.errors import FormatError, TeraMindError
 from tera_mind.formats.volume import Volume, is_unfinished
 from tera_mind.geometry import Box
 from tera_mind.model.checkpoint import load_checkpoint
+from tera_mind.sampling import wavefront
 from tera_mind.sampling.job import Generation
 from tera_mind.sampling.ledger import FOLDER, Ledger
 
@@ -62,7 +62,7 @@ def undisturbed(brain, checkpoint, tmp_path_factory):
 
 def interrupt_after(monkeypatch, units):
     """Ctrl-C in the middle of the unit after so many."""
-    real, done = working.sweep, []
+    real, done = wavefront.sweep, []
 
     def cut(*more):
         pieces = real(*more)
@@ -72,7 +72,7 @@ def interrupt_after(monkeypatch, units):
         done.append(1)
         yield from pieces
 
-    monkeypatch.setattr(working, "sweep", cut)
+    monkeypatch.setattr(wavefront, "sweep", cut)
     return done
 
 
@@ -212,7 +212,7 @@ def test_full_disk(brain, checkpoint, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("failures", "code"), [(1, 0), (2, 2)])
 def test_a_failed_unit_is_tried_once_more(failures, code, brain, checkpoint, tmp_path, monkeypatch, capsys):
-    real, calls = working.sweep, []
+    real, calls = wavefront.sweep, []
 
     def flaky(*more):
         calls.append(1)
@@ -220,7 +220,7 @@ def test_a_failed_unit_is_tried_once_more(failures, code, brain, checkpoint, tmp
             raise RuntimeError("a cosmic ray")
         yield from real(*more)
 
-    monkeypatch.setattr(working, "sweep", flaky)
+    monkeypatch.setattr(wavefront, "sweep", flaky)
     out, more = tmp_path / "v.zarr", ["--region", "0:64,0:64", "--sections", "0,1"]
     assert generate(brain, checkpoint, out, *more) == code
     if code:

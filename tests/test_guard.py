@@ -89,3 +89,59 @@ def test_a_gradient_scaler_keeps_its_own_business(tmp_path):
     assert not (tmp_path / "bad_steps").exists()
     with pytest.raises(TeraMindError, match="1 steps in a row, up to step 1"):
         train(tmp_path, [1.0, float("nan")], 0, MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")))
+
+
+class TwoLines(lightning.LightningModule):
+    """Two weights, each with an optimiser: a batch holds the slope of either loss; the second steps last."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.weights = torch.nn.ParameterList([torch.tensor([2.0]), torch.tensor([2.0])])
+
+    def training_step(self, batch, batch_idx):
+        for optimizer, weight, slope in zip(self.optimizers(), self.weights, batch["slopes"], strict=True):
+            optimizer.zero_grad()
+            self.manual_backward((weight * slope).sum())
+            if weight is self.weights[0]:  # as of a discriminator: no step of the trainer's count
+                counting = optimizer._on_before_step, optimizer._on_after_step
+                optimizer._on_before_step = optimizer._on_after_step = lambda: None
+                optimizer.step()
+                optimizer._on_before_step, optimizer._on_after_step = counting
+            else:
+                optimizer.step()
+
+    def training_timesteps(self, numbers):
+        return numbers
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD([weight], lr=1.0) for weight in self.weights]
+
+
+def train_two(folder, slopes, max_bad_steps):
+    batches = [
+        {"slopes": torch.tensor(pair), "number": torch.tensor([i]), "position": torch.tensor([[0, 0, 0, i]])}
+        for i, pair in enumerate(slopes)
+    ]
+    model, guard = TwoLines(), NonFiniteGuard(max_bad_steps)
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, callbacks=[guard],
+    )  # fmt: skip
+    trainer.fit(model, torch.utils.data.DataLoader(batches, batch_size=None))
+    return model, guard
+
+
+def test_a_step_of_two_optimisers_is_bad_if_either_is_and_counts_once(tmp_path):
+    nan = float("nan")
+    model, guard = train_two(tmp_path, [(nan, 1.0), (1.0, nan), (nan, nan), (1.0, 1.0), (nan, 1.0)], 3)
+    assert guard.state_dict() == {"in_a_row": 1, "total": 4}
+    assert [weight.item() for weight in model.weights] == [0.0, -1.0]  # each took its own good steps
+    files = sorted((tmp_path / "bad_steps").iterdir())
+    assert [file.name for file in files] == [f"step={step}-rank=0.json" for step in (0, 1, 2, 4)]
+    samples = [json.loads(file.read_text())["samples"] for file in files]
+    assert [[(one["optimizer"], one["number"]) for one in of_step] for of_step in samples] == [
+        [(0, 0)], [(1, 1)], [(0, 2), (1, 2)], [(0, 4)],
+    ]  # fmt: skip
+    with pytest.raises(TeraMindError, match="3 steps in a row, up to step 2"):
+        train_two(tmp_path / "end", [(nan, 1.0)] * 4, 2)

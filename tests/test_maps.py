@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import zarr
 from ome_zarr_models.v05.image import Image
 
 from tera_mind.errors import FormatError, InputError, MissingFileError
-from tera_mind.formats.maps import Map, MapAttributes, known_mean, value_range
+from tera_mind.formats.maps import Map, MapAttributes, known_mean, value_range, writing_map
 from tera_mind.formats.ome import open_level
 from tera_mind.geometry import Box
 
@@ -103,3 +104,54 @@ def test_strangers_and_damage_are_refused(written, tmp_path):
         group.attrs["tera_mind"] = record | change
         with pytest.raises(FormatError, match=words):
             Map.open(path)
+
+
+def exact(attributes=ATTRIBUTES):
+    return dataclasses.replace(attributes, ranges=((-2.0, 6.0), (0.0, 1.0)), exact=True, details={"by": [1, "two"]})
+
+
+def test_an_exact_map_has_its_numbers_and_channels_their_own_colours(tmp_path):
+    attributes = exact()
+    values = np.random.default_rng(0).uniform(0, 1, attributes.shape).astype(np.float32)
+    values[1, 0, 3] = np.nan
+    opened = Map.write(tmp_path / "m", values, attributes)
+    assert opened.attributes == attributes
+    np.testing.assert_array_equal(opened.values(), values)
+    np.testing.assert_array_equal(opened.plane("PolyT", 1, Box(2, 9, 0, 4)), values[1, 1, 2:9, :4])
+    colours = np.asarray(open_level(opened.path)[1])  # a range of its own: 254 steps over 0 to 1
+    known = np.isfinite(values[1])
+    assert np.abs((colours[known] - 1.0) / 254 - values[1][known]).max() <= 0.5 / 254 + 1e-6
+    for channel, section in (("None", 4), ("DAPI", 9)):
+        with pytest.raises(InputError, match="has channels DAPI, PolyT"):
+            opened.plane(channel, section)
+    with pytest.raises(InputError, match="one range a channel"):
+        dataclasses.replace(attributes, ranges=((0.0, 1.0),))
+
+
+def test_a_map_written_by_windows_is_the_same_and_none_at_all_when_that_fails(written, tmp_path):
+    opened, values = written
+    with writing_map(tmp_path / "m", ATTRIBUTES) as writer:
+        for box in writer.windows:
+            for at in np.ndindex(2, 2):
+                writer.write(*at, box, values[(*at, *box.slices())])
+    np.testing.assert_array_equal(Map.open(tmp_path / "m").values(), opened.values())
+    with pytest.raises(RuntimeError, match="enough"), writing_map(tmp_path / "n", ATTRIBUTES):
+        raise RuntimeError("enough")
+    assert [path.name for path in tmp_path.iterdir() if path.name not in {"m", "m.zarr"}] == []
+
+
+def test_maps_of_version_1_are_read(written):
+    opened, _ = written
+    before = opened.values()
+    group = zarr.open_group(opened.path, mode="r+")
+    record = {k: v for k, v in dict(group.attrs)["tera_mind"].items() if k not in {"ranges", "exact", "details"}}
+    group.attrs["tera_mind"] = record | {"version": 1}
+    np.testing.assert_array_equal(Map.open(opened.path).values(), before)
+
+
+def test_lost_numbers_are_an_error(tmp_path):
+    attributes = exact()
+    opened = Map.write(tmp_path / "m", np.zeros(attributes.shape, np.float32), attributes)
+    shutil.rmtree(opened.path / "values")
+    with pytest.raises(FormatError, match="expected the values of a map"):
+        Map.open(opened.path)

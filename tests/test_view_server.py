@@ -77,7 +77,7 @@ def test_manifest_says_what_the_stores_hold(server, stores):
     assert (brain["kind"], brain["box"], brain["sections"]) == ("real", [0, 500, 0, 900], [0, 1, 2])
     assert (generated["kind"], generated["box"], generated["sections"]) == ("generated", [30, 400, 100, 700], [2, 0])
     assert generated["levels"] == [[370, 600], [185, 300], [93, 150]]
-    assert (uncertainty["kind"], uncertainty["step_px"], uncertainty["low"], uncertainty["high"]) == ("map", 32, 0, 10)
+    assert (uncertainty["kind"], uncertainty["step_px"], uncertainty["ranges"]) == ("map", 32, [[0, 10]])
     names = [section.name for section in Brain.open(stores / "brain.zarr").sections]
     assert [section["name"] for section in manifest["sections"]] == names
     assert [stain["name"] for stain in manifest["stains"]] == ["DAPI", "PolyT"]
@@ -111,7 +111,7 @@ def test_coarse_tiles_are_the_pyramid(server, stores):
 def test_map_tiles_are_the_stored_map(server, stores):
     opened = Map.open(stores / "uncertainty.zarr")
     _, _, body = ask(server, "/tile/uncertainty/0/2/0/0?stain=0")
-    shown = opened.attributes.decode(np.frombuffer(body, np.uint8).reshape(12, 19))
+    shown = opened.attributes.decode(np.frombuffer(body, np.uint8).reshape(12, 19), 0)
     np.testing.assert_array_equal(shown, opened.values()[0, 0])
 
 

@@ -141,7 +141,7 @@ def _config(options: argparse.Namespace, checkpoint: Checkpoint | None, brain: B
                 f"the checkpoint was trained at {checkpoint.info.pixel_um:g} um a pixel, the brain has "
                 f"{brain.pixel_um:g}: ingest it again with --pixel-um {checkpoint.info.pixel_um:g}"
             )
-        return checkpoint.info.model
+        return checkpoint.gene_morph.config
     if brain is not None:
         if given.setdefault("genes", len(brain.genes)) != len(brain.genes):
             raise InputError(f"the brain has {len(brain.genes)} genes, got --genes {given['genes']}: leave it out")
@@ -191,7 +191,7 @@ def _generation(
     sizes = (8, 4, 2, 1)
     flop = {n: float(FLOP_A_MAC * macs.block(n, n)) for n in sizes}
     block = options.block or _fitting(sizes, flop, device, quick=options.quick)
-    network = fast_network(GeneMorphUNet(config) if checkpoint is None else checkpoint.network, device, precision)
+    network = fast_network(GeneMorphUNet(config) if checkpoint is None else checkpoint.gene_morph, device, precision)
     limit_s = 1.0 if options.quick else 5.0
     speed = measure.measure_generation(network, config, (block, block), options.micro_batch, device, limit_s)
     index: NDArray[np.int64] | None = None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from tera_mind.cli.names import check_own_packages
 from tera_mind.errors import InputError
@@ -30,6 +34,7 @@ examples:
   tera-mind fit -c experiments/paper/main.yaml --data.shards shards --trainer.devices 8
   tera-mind fit -c experiments/paper/main.yaml -c experiments/paper/supp_m.yaml --data.shards shards
   tera-mind fit -c experiments/demo.yaml --print_config
+  tera-mind fit -c experiments/baselines/patch_dm.yaml --data.shards shards      # another method: `method:` in the file
 
 several machines, 8 GPUs each (the same line on every machine; under SLURM see docs/slurm.md):
   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
@@ -89,6 +94,31 @@ def _resume_wandb(run_id: str | None) -> None:
         os.environ.setdefault("WANDB_RESUME", "allow")
 
 
+def method_asked(arguments: Sequence[str], known: Container[str]) -> str:
+    """The method that the arguments of `fit` ask for: the last of `--method NAME` and `method:` in the YAML files.
+
+    It is looked for before the arguments are parsed, since it says which settings there are; what cannot be read or is
+    unknown is left for the parser to refuse.
+    """
+    from tera_mind.model.methods import TERA_MIND
+
+    method = TERA_MIND
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for option, value in itertools.pairwise(words):
+        asked: Any = None
+        if option == "--method":
+            asked = value
+        elif option in {"-c", "--config"} and Path(value).is_file():
+            try:
+                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError, OSError):
+                continue
+            asked = content.get("method") if isinstance(content, dict) else None
+        if isinstance(asked, str) and asked in known:
+            method = asked
+    return method
+
+
 def _fit(arguments: Sequence[str]) -> None:
     from jsonargparse import set_parsing_settings
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -97,10 +127,15 @@ def _fit(arguments: Sequence[str]) -> None:
     from callbacks.provenance import read_record, require_same_run
     from datamodules.pairs import PairsDataModule
     from tera_mind.model.checkpoint import load_checkpoint
-    from tera_mind.module import GeneMorphModule
+    from tera_mind.module import MODULES, MethodModule
+
+    method = method_asked(arguments, MODULES)
 
     class FitCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_argument(
+                "--method", default=method, choices=list(MODULES), help="what is trained; says which keys `model` has"
+            )
             for name in ("genes", "stains", "pixel_um", "intensity_range", "gene_sections"):
                 parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
             parser.link_arguments("data.patch_px", "model.patch_px")
@@ -111,7 +146,7 @@ def _fit(arguments: Sequence[str]) -> None:
             if path in {None, "last"}:
                 path = self._last()
             if path not in {None, "best", "hpc", "registry"}:  # Lightning's own words for "find one"
-                assert isinstance(self.model, GeneMorphModule)
+                assert isinstance(self.model, MethodModule)
                 load_checkpoint(path).info.require_same_inputs(self.model.info)
             self.config_init["fit"]["ckpt_path"] = path
 
@@ -129,7 +164,7 @@ def _fit(arguments: Sequence[str]) -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     mode = {"parser_mode": "omegaconf+"}
     FitCLI(
-        GeneMorphModule,
+        MODULES[method],
         PairsDataModule,
         args=["fit", *arguments],
         parser_kwargs={"prog": "tera-mind", **mode, "fit": mode},

@@ -256,7 +256,8 @@ def describe(job: Generation, wanted: Box) -> None:
     print(
         f"region {job.region} of {job.brain.path.name}: {job.region.height // side} x {job.region.width // side} "
         f"patches of {side} px ({side * job.brain.pixel_um:.1f} um), sections {', '.join(map(str, job.sections))}, "
-        f"{len(info.genes)} genes {job.genes}, {job.steps} steps of {job.stepper}, seed {job.seed}"
+        f"{len(info.genes)} genes {job.genes}, "
+        f"{f'{job.steps} steps of {job.stepper}' if job.has_steps else f'one pass of {info.method}'}, seed {job.seed}"
     )
     if job.region != wanted:
         print(f"(cut from {wanted} to a whole number of patches)")

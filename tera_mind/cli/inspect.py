@@ -125,13 +125,15 @@ def _volume(path: Path) -> Description:
 
 def _map(path: Path) -> Description:
     own = Map.open(path).attributes
+    bounds = [own.bounds(channel) for channel in range(len(own.channels))]
+    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
     lines = {
-        "shows": f"{own.name}{f' [{own.unit}]' if own.unit else ''}, {own.low:g}..{own.high:g}",
+        "shows": f"{own.name}{f' [{own.unit}]' if own.unit else ''}, {low:g}..{high:g}{', exact' if own.exact else ''}",
         "channels": _some(own.channels),
         "sections": _some(own.sections),
         "box": f"{own.box}, one number for {own.step_px} x {own.step_px} px of {own.pixel_um:.4g} um",
     }
-    return Description(path, "map, version 1", lines, own.to_json())
+    return Description(path, "map", lines, own.to_json())
 
 
 def _shards(path: Path) -> Description:

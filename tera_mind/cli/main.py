@@ -24,6 +24,8 @@ COMMANDS = {
     "status": ("status", "say how far a volume is, and who is at it"),
     "evaluate": ("evaluate", "compare generated volumes with the real brain, with controls"),
     "compare": ("compare", "put evaluations side by side: tables, paired tests, the paper's figures"),
+    "attention": ("attention", "read gene-gene attention over a brain: maps, figures, partners"),
+    "intervene": ("intervene", "change genes: factual and counterfactual tissue, and what the change did"),
     "report": ("report", "write report.html from an evaluation"),
     "export": ("export", "write a brain store or volume as SpatialData, OME-TIFF or OME-Zarr"),
     "view": ("view", "look at real and generated tissue at any zoom, in a browser"),

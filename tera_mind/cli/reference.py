@@ -49,6 +49,7 @@ TOP = """
 | key | type | default | what |
 |---|---|---|---|
 | `seed_everything` | `bool \\| int` | 0 | seed of the initial weights |
+| `method` | `str` | "tera-mind" | what is trained: METHODS |
 | `ckpt_path` | `str \\| null` | null | checkpoint to continue from; null: `last.ckpt` of the run's folder, if there |
 """
 
@@ -63,13 +64,21 @@ def reference() -> str:
     """The page, Markdown."""
     check_own_packages()
     from datamodules.pairs import PairsDataModule
-    from tera_mind.module import GeneMorphModule
+    from tera_mind.model.methods import TERA_MIND
+    from tera_mind.module import MODULES, MethodModule
 
-    parts = [HEADING, TOP]
-    parts.append(section("model", GeneMorphModule, leave_out=LINKED))
+    parts = [HEADING, TOP.replace("METHODS", ", ".join(f"`{name}`" for name in MODULES))]
+    parts.append(section("model", MODULES[TERA_MIND], leave_out=LINKED))
     parts.append(
         "\nGenes, stains, pixel size, intensity range, gene sections, `patch_px` and `bin_px` come from `data`.\n"
     )
+    parts.append("\n## `model` of the other methods\n\nWith `--method NAME`, or `method: NAME` in a YAML file; ")
+    parts.append("`experiments/baselines/` holds their recipes. ")
+    shared = {name for name, _ in settings(MethodModule)} - {"info", "network"}
+    parts.append(f"All have the settings of training: {', '.join(f'`{name}`' for name in sorted(shared))}.\n")
+    for name, module in MODULES.items():
+        if name != TERA_MIND:
+            parts.append(section(name, module, leave_out=LINKED | shared, level=3, words=True))
     parts.append(section("data", PairsDataModule))
     rows = "".join(f"| `{name}` | {words} |\n" for name, words in TRAINER.items())
     parts.append(
@@ -131,7 +140,8 @@ def settings(owner: type) -> Iterator[tuple[str, str]]:
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(owner, "of", fail_untyped=False)
-    parameters = inspect.signature(owner).parameters
+    made = [vars(base)["__init__"] for base in reversed(owner.__mro__) if "__init__" in vars(base)]
+    parameters = {name: one for init in made for name, one in inspect.signature(init).parameters.items()}
     for action in parser._actions:  # noqa: SLF001 (what argparse offers to look at)
         name = action.dest.removeprefix("of.")
         if name == action.dest or name not in parameters:

@@ -29,7 +29,8 @@ commands. A stage that several runs would do alike is done once. What is finishe
 on after an interruption or a failure; a failed stage stops its own run and no other. A stage is done again, with
 --overwrite, where its command, its recipe or a stage before it has changed; a store that changed under the same name,
 or other code, is not noticed: take another --out then. Writes sweep.csv, sweep.json,
-sweep.md and figure.png, with the spread over seeds. The file's format: tera_mind/sweep/definition.py."""
+sweep.md and figure.png, with the spread over seeds, and the folder comparison where the file asks for tests.
+The file's format: tera_mind/sweep/definition.py."""
 
 _EPILOG = """\
 examples:
@@ -241,6 +242,10 @@ def write_results(plan: Plan) -> int:
         print(drawing.caption)
         print(f"figure: {plan.out / 'figure.png'}")
     print(f"table: {paths[0]}")
+    if plan.sweep.table.compare is not None:
+        from tera_mind.cli.sweep_compare import write_comparisons
+
+        write_comparisons(plan)
     return 0
 
 

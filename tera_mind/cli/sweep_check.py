@@ -65,15 +65,14 @@ def _parsed(task: Task, parse: Callable[[], Any]) -> str:
 
 def _check_shape(task: Task, settings: dict[str, Any]) -> None:
     """Refuse a network whose sizes do not fit; panel and sections, which only the shards tell, stand at small ones."""
-    import dataclasses
+    import torch
 
-    from tera_mind.model.config import ModelConfig
+    from tera_mind.module import MODULES
 
-    names = {field.name for field in dataclasses.fields(ModelConfig)}
-    known = {key: value for key, value in {**settings["data"], **settings["model"]}.items() if key in names}
-    known |= {"genes": 2, "stains": 2, "gene_sections": 1}
-    known |= {key: tuple(value) for key, value in known.items() if isinstance(value, list)}
+    given: dict[str, Any] = {"genes": ["a", "b"], "stains": ["c", "d"], "pixel_um": 1.0, "gene_sections": 1}
+    given |= {"intensity_range": {}, "patch_px": settings["data"]["patch_px"], "bin_px": settings["data"]["bin_px"]}
     try:
-        ModelConfig(**known)
+        with torch.device("meta"):  # shapes alone, no memory
+            MODULES[settings["method"]](**settings["model"] | given | {"init_from": None})
     except TeraMindError as error:
         raise InputError(f"{task.name}: {error}") from None

@@ -1,33 +1,66 @@
-"""Loss of the two paths on groups of 2 x 2 patches (Tera-MIND, arXiv 2503.01220)."""
+"""Losses of training crops: of two paths on groups of 2 x 2 patches (Tera-MIND, arXiv 2503.01220), of whole crops."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Integer
-from torch import Tensor
+from torch import Tensor, nn
 
 from tera_mind.diffusion.process import diffuse, target
 from tera_mind.model.collage import counts_to_patches, to_patches
 from tera_mind.model.config import Prediction
-from tera_mind.model.unet import GeneMorphUNet
 
 #: value of an image where there is no section; generation pads with the same
 OUTSIDE = -1.0
 
 
 @dataclass
-class DualLoss:
-    """Losses of a batch; `patch` is zero where the patch path was left out."""
+class Loss:
+    """Loss of a batch, and what it is the sum of by the names under which the parts are logged."""
 
     total: Float[Tensor, ""]
-    patch: Float[Tensor, ""]
-    boundary: Float[Tensor, ""]
+    parts: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class DualPathNetwork(Protocol):
+    """A network that encodes patches by themselves and decodes them in place and half a patch later."""
+
+    @property
+    def patch_px(self) -> int:
+        """Side of a small patch; a crop is two of them a side."""
+
+    @property
+    def bin_px(self) -> int:
+        """Side of a gene bin."""
+
+    def __call__(
+        self, x: Tensor, t: Tensor, counts: Tensor, *, patch_path: bool = True
+    ) -> tuple[Tensor | None, Tensor]:
+        """Patch path (4b, S*Z, P, P), or None, and boundary path (b, S*Z, side, side) of groups of 2 x 2 patches."""
+
+
+def _noisy(
+    image: Float[Tensor, "b stain section y x"],
+    inside: Bool[Tensor, "b section y x"],
+    t: Integer[Tensor, " b"],
+    noise: Float[Tensor, "b stain section y x"],
+    alpha_bar: Float[Tensor, " timesteps"],
+    prediction: Prediction,
+) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b c y x"], Bool[Tensor, "b c y x"]]:
+    """x_t, which is the constant outside value without noise where there is no section; the target; the mask."""
+    a = alpha_bar[t][:, None, None, None]
+    within = inside[:, None].expand_as(image).flatten(1, 2)
+    clean, eps = image.flatten(1, 2), noise.flatten(1, 2)
+    x_t = torch.where(within, diffuse(clean, eps, a), torch.full_like(clean, OUTSIDE))
+    return x_t, target(prediction, clean, eps, a), within
 
 
 def dual_path_loss(
-    network: GeneMorphUNet,
+    network: DualPathNetwork,
     image: Float[Tensor, "b stain section y x"],
     counts: Float[Tensor, "b gene gene_section bin_y bin_x"],
     inside: Bool[Tensor, "b section y x"],
@@ -36,29 +69,39 @@ def dual_path_loss(
     alpha_bar: Float[Tensor, " timesteps"],
     prediction: Prediction,
     patch_weight: float = 1.0,
-) -> DualLoss:
+) -> Loss:
     """patch_weight * mean((target - patch path)^2 * inside) + mean((target - boundary path)^2) on the centre.
 
     image and noise: crops of two patches a side, image in [-1, 1]. Where `inside` is false x_t is the constant
     outside value, without noise; the means still divide by all pixels. A boundary path with a margin is judged on
     its whole output, masked alike.
     """
-    config = network.config
-    side, margin = config.patch_px, config.margin_px
-    a = alpha_bar[t][:, None, None, None]
-    within = inside[:, None].expand_as(image).flatten(1, 2)
-    clean, eps = image.flatten(1, 2), noise.flatten(1, 2)
-    x_t = torch.where(within, diffuse(clean, eps, a), torch.full_like(clean, OUTSIDE))
-    wanted = target(prediction, clean, eps, a)
-    patches, patch_counts = to_patches(x_t, side), counts_to_patches(counts, config.bins)
+    side = network.patch_px
+    x_t, wanted, within = _noisy(image, inside, t, noise, alpha_bar, prediction)
+    patches, patch_counts = to_patches(x_t, side), counts_to_patches(counts, side // network.bin_px)
     patch_output, boundary_output = network(patches, t, patch_counts, patch_path=patch_weight > 0)
-    if patch_output is not None:
-        error = (to_patches(wanted, side) - patch_output.float()) * to_patches(within.float(), side)
-        patch = error.square().mean()
-    else:
-        patch = wanted.new_zeros(())
-    crop = side // 2 - margin
+    crop = side - boundary_output.shape[-1] // 2
     centre = (..., slice(crop, 2 * side - crop), slice(crop, 2 * side - crop))
     error = (wanted[centre] - boundary_output.float()) * within[centre].float()
     boundary = error.square().mean()
-    return DualLoss(patch_weight * patch + boundary, patch, boundary)
+    if patch_output is None:
+        return Loss(boundary, {"boundary": boundary})
+    error = (to_patches(wanted, side) - patch_output.float()) * to_patches(within.float(), side)
+    patch = error.square().mean()
+    return Loss(patch_weight * patch + boundary, {"boundary": boundary, "patch": patch})
+
+
+def crop_loss(
+    network: nn.Module,
+    image: Float[Tensor, "b stain section y x"],
+    counts: Float[Tensor, "b gene gene_section bin_y bin_x"],
+    inside: Bool[Tensor, "b section y x"],
+    t: Integer[Tensor, " b"],
+    noise: Float[Tensor, "b stain section y x"],
+    alpha_bar: Float[Tensor, " timesteps"],
+    prediction: Prediction,
+) -> Loss:
+    """mean((target - network(x_t, t, counts))^2 * inside) over whole crops; the mean divides by all pixels."""
+    x_t, wanted, within = _noisy(image, inside, t, noise, alpha_bar, prediction)
+    error = (wanted - network(x_t, t, counts).float()) * within.float()
+    return Loss(error.square().mean())

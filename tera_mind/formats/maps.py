@@ -1,14 +1,17 @@
 """Maps over a brain: one number a place (uncertainty, attention, density), as OME-Zarr (channel, section, y, x) uint8.
 
-Version 1. Value 0 says that nothing is known there; 1 .. 255 stand for `low` .. `high` in even steps. A map pixel
-covers a square of `step_px` canvas pixels; pixel (0, 0) starts at the box's corner. Pyramid levels average what is
-known, so that holes do not darken their surroundings.
+Version 2. Value 0 says that nothing is known there; 1 .. 255 stand for `low` .. `high` in even steps, or for a
+channel's own range. A map pixel covers a square of `step_px` canvas pixels; pixel (0, 0) starts at the box's corner.
+Pyramid levels average what is known, so that holes do not darken their surroundings. An exact map keeps its numbers
+beside the image as well: `values`, float32 of the image's shape, NaN where nothing is known; measure on these. Version
+1, still read, had neither ranges by channel nor exact values nor details.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -16,22 +19,27 @@ from typing import Any, cast
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
 
 from tera_mind import __version__
 from tera_mind.errors import FormatError, InputError
 from tera_mind.formats.atomic import atomic_directory
 from tera_mind.formats.brain import read_attributes
 from tera_mind.formats.ome import (
+    CHUNK_PX,
+    DAMAGE,
     ZarrArray,
     create_multiscale,
     open_level,
     pyramid_levels,
-    read_window,
     shard_windows,
 )
 from tera_mind.geometry import Box
 
-VERSION = 1
+VERSION = 2
+_OLDEST_VERSION = 1
+#: the numbers themselves, in the group of an exact map
+_VALUES = "values"
 #: steps between `low` (stored as 1) and `high` (stored as 255)
 STEPS = 254
 _KEYS = ("name", "unit", "low", "high", "box", "sections", "step_px", "pixel_um", "channels")
@@ -43,7 +51,9 @@ class MapAttributes:
 
     name: shown to readers; unit: of its values, "" where there is none; channels: one name each; low, high: values
     stored as 1 and 255, what lies beyond is clipped; box: canvas pixels covered; sections: the brain's section
-    numbers, one a plane; step_px: canvas pixels a map pixel; pixel_um: size of a canvas pixel.
+    numbers, one a plane; step_px: canvas pixels a map pixel; pixel_um: size of a canvas pixel; ranges: (low, high) of
+    every channel, where they differ; exact: whether the numbers themselves are kept; details: how the map was made,
+    plain JSON.
     """
 
     name: str
@@ -55,10 +65,16 @@ class MapAttributes:
     sections: tuple[int, ...]
     step_px: int
     pixel_um: float
+    ranges: tuple[tuple[float, float], ...] = ()
+    exact: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
-            raise InputError(f"a map needs finite bounds low < high, got {self.low} and {self.high}")
+        for low, high in ((self.low, self.high), *self.ranges):
+            if not (np.isfinite([low, high]).all() and low < high):
+                raise InputError(f"a map needs finite bounds low < high, got {low} and {high}")
+        if self.ranges and len(self.ranges) != len(self.channels):
+            raise InputError(f"a map has one range a channel, got {len(self.ranges)} for {len(self.channels)} channels")
         if self.step_px < 1 or self.box.is_empty or not self.channels or not self.sections:
             raise InputError(
                 "a map needs channels, sections, a box and a step of at least 1 px, "
@@ -74,6 +90,10 @@ class MapAttributes:
         height, width = (-(-size // self.step_px) for size in (self.box.height, self.box.width))
         return len(self.channels), len(self.sections), height, width
 
+    def bounds(self, channel: int) -> tuple[float, float]:
+        """Values of a channel that are stored as 1 and 255."""
+        return self.ranges[channel] if self.ranges else (self.low, self.high)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "format": "map",
@@ -87,6 +107,9 @@ class MapAttributes:
             "sections": list(self.sections),
             "step_px": self.step_px,
             "pixel_um": self.pixel_um,
+            "ranges": [list(bounds) for bounds in self.ranges],
+            "exact": self.exact,
+            "details": self.details,
             "software": {"tera_mind": __version__, "zarr": zarr.__version__},
         }
 
@@ -102,17 +125,22 @@ class MapAttributes:
             sections=tuple(record["sections"]),
             step_px=int(record["step_px"]),
             pixel_um=float(record["pixel_um"]),
+            ranges=tuple((float(low), float(high)) for low, high in record.get("ranges", ())),
+            exact=bool(record.get("exact", False)),
+            details=dict(record.get("details", {})),
         )
 
-    def encode(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Values as stored: 1 .. 255, 0 where they are not finite."""
+    def encode(self, values: NDArray[np.float32], channel: int) -> NDArray[np.uint8]:
+        """A channel's values as stored: 1 .. 255, 0 where they are not finite."""
+        low, high = self.bounds(channel)
         known = np.isfinite(values)
-        share = (np.where(known, values, self.low) - self.low) / (self.high - self.low)
+        share = (np.where(known, values, low) - low) / (high - low)
         return np.where(known, np.rint(share.clip(0, 1) * STEPS) + 1, 0).astype(np.uint8)
 
-    def decode(self, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Stored bytes as values, NaN where nothing is known."""
-        values = self.low + (stored.astype(np.float32) - 1) * ((self.high - self.low) / STEPS)
+    def decode(self, stored: NDArray[np.uint8], channel: int) -> NDArray[np.float32]:
+        """Stored bytes of a channel as values, NaN where nothing is known."""
+        low, high = self.bounds(channel)
+        values = low + (stored.astype(np.float32) - 1) * ((high - low) / STEPS)
         return np.where(stored == 0, np.float32(np.nan), values).astype(np.float32)
 
 
@@ -127,13 +155,15 @@ class Map:
     def open(cls, path: str | Path) -> Map:
         """Open and validate a map. Raises `MissingFileError` or `FormatError`."""
         path = Path(path)
-        record = read_attributes(path, "map", VERSION, _KEYS, "give a map that tera-mind wrote")
+        record = read_attributes(path, "map", VERSION, _KEYS, "give a map that tera-mind wrote", oldest=_OLDEST_VERSION)
         try:
             opened = cls(path, MapAttributes.from_json(record))
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"attributes of {path} are malformed ({error!r}); write the map again") from None
         if opened._image.shape != opened.shape:
             raise FormatError(f"{path} promises a map of {opened.shape}, holds {opened._image.shape}")
+        if opened.attributes.exact and opened._exact.shape != opened.shape:
+            raise FormatError(f"{path} promises values of {opened.shape}, holds {opened._exact.shape}")
         return opened
 
     @classmethod
@@ -148,24 +178,12 @@ class Map:
         path = Path(path)
         if path.exists() and not overwrite:
             raise InputError(f"{path} is already there; choose another path or overwrite it")
-        shape = attributes.shape
-        if values.shape != shape:
-            raise InputError(f"a map of {shape} was promised, got {values.shape}")
-        with atomic_directory(path) as folder:
-            level = create_multiscale(
-                folder,
-                shape,
-                name=attributes.name,
-                stains=attributes.channels,
-                pixel_um=attributes.pixel_um * attributes.step_px,
-            )
-            for channel in range(shape[0]):
-                for plane in range(shape[1]):
-                    for box in shard_windows(shape):
-                        at = (channel, plane, *box.slices())
-                        level[at] = attributes.encode(values[at])
-            _build_pyramid(folder)
-            zarr.open_group(folder, mode="r+").attrs["tera_mind"] = attributes.to_json()
+        if values.shape != attributes.shape:
+            raise InputError(f"a map of {attributes.shape} was promised, got {values.shape}")
+        with writing_map(path, attributes) as writer:
+            for box in writer.windows:
+                for channel, plane in np.ndindex(values.shape[:2]):
+                    writer.write(channel, plane, box, values[(channel, plane, *box.slices())])
         return cls.open(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -183,10 +201,82 @@ class Map:
         """(channel, section, rows, columns)."""
         return self.attributes.shape
 
+    @cached_property
+    def _exact(self) -> ZarrArray:
+        try:
+            return zarr.open_array(self.path / _VALUES, mode="r")
+        except DAMAGE as error:
+            raise FormatError(f"expected the values of a map at {self.path / _VALUES}, found none ({error})") from None
+
+    def plane(self, channel: str, section: int, box: Box | None = None) -> NDArray[np.float32]:
+        """A channel of a section, (y, x) map pixels of a box (default: all), NaN where nothing is known.
+
+        Exact where the map is, else to half a step. Raises `InputError` where there is no such channel or section,
+        `FormatError` where data is damaged.
+        """
+        own = self.attributes
+        if channel not in own.channels or section not in own.sections:
+            raise InputError(
+                f"map {self.path} has channels {', '.join(own.channels)} and sections {list(own.sections)}, asked for "
+                f"{channel!r} of section {section}"
+            )
+        number, layer = own.channels.index(channel), own.sections.index(section)
+        box = Box(0, self.shape[2], 0, self.shape[3]) if box is None else box
+        source = self._exact if own.exact else self._image
+        try:
+            window = np.asarray(source[(number, layer, *box.slices())])
+        except DAMAGE as error:
+            raise FormatError(f"{self.path} is damaged at {box}: {error}; write it again") from None
+        return window.astype(np.float32) if own.exact else own.decode(window, number)
+
     def values(self) -> NDArray[np.float32]:
-        """The whole map, (channel, section, y, x), NaN where nothing is known."""
-        rows, columns = self.shape[2:]
-        return self.attributes.decode(read_window(self._image, Box(0, rows, 0, columns), range(self.shape[1]), 0))
+        """The whole map, (channel, section, y, x), NaN where nothing is known; exact where the map is."""
+        own = self.attributes
+        return np.stack([np.stack([self.plane(name, z) for z in own.sections]) for name in own.channels])
+
+
+class MapWriter:
+    """Fills a map window by window; only what is being written is in memory."""
+
+    def __init__(self, folder: Path, attributes: MapAttributes) -> None:
+        self._attributes, shape = attributes, attributes.shape
+        self._level = create_multiscale(
+            folder,
+            shape,
+            name=attributes.name,
+            stains=attributes.channels,
+            pixel_um=attributes.pixel_um * attributes.step_px,
+        )
+        self._exact: ZarrArray | None = None
+        #: map pixels to write at once, so that no file is written twice
+        self.windows = tuple(shard_windows(shape))
+        if attributes.exact:
+            self._exact = zarr.open_group(folder, mode="r+").create_array(
+                _VALUES,
+                shape=shape,
+                dtype="float32",
+                chunks=(1, 1, CHUNK_PX, CHUNK_PX),
+                shards=self._level.shards,
+                compressors=ZstdCodec(level=3, checksum=True),
+                fill_value=np.nan,
+                dimension_names=("c", "z", "y", "x"),
+            )
+
+    def write(self, channel: int, plane: int, box: Box, values: NDArray[np.float32]) -> None:
+        """One of `windows` of a channel and plane: float32 (y, x), not finite where nothing is known."""
+        at = (channel, plane, *box.slices())
+        self._level[at] = self._attributes.encode(values, channel)
+        if self._exact is not None:
+            self._exact[at] = np.where(np.isfinite(values), values, np.float32(np.nan)).astype(np.float32)
+
+
+@contextmanager
+def writing_map(path: Path, attributes: MapAttributes) -> Iterator[MapWriter]:
+    """A writer of the map at `path`, which appears whole, with its pyramid, when the block ends without an error."""
+    with atomic_directory(path) as folder:
+        yield MapWriter(folder, attributes)
+        _build_pyramid(folder)
+        zarr.open_group(folder, mode="r+").attrs["tera_mind"] = attributes.to_json()
 
 
 def value_range(values: NDArray[np.float32]) -> tuple[float, float]:

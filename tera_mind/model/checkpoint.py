@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tera_mind.errors import FormatError, MissingFileError, PanelMismatchError
-from tera_mind.model.config import ModelConfig, Prediction
+from tera_mind.errors import FormatError, InputError, MissingFileError, PanelMismatchError
+from tera_mind.model.config import BlockConfig, Prediction
+from tera_mind.model.methods import TERA_MIND, method_named
 from tera_mind.model.unet import GeneMorphUNet
 
 VERSION = 1
@@ -26,20 +27,24 @@ _PREFIX = "network."
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """Shape of the network and what its inputs and outputs mean."""
+    """Method, shape of the network and what its inputs and outputs mean."""
 
-    model: ModelConfig
+    model: BlockConfig
+    #: what the network's output is; "x0", the image, for a network that paints without steps
     prediction: Prediction
     genes: tuple[str, ...]
     stains: tuple[str, ...]
     pixel_um: float
     #: raw value of 0 and of 255, a stain
     intensity_range: dict[str, tuple[float, float]]
+    #: name of the method that the network belongs to (`tera_mind.model.methods`)
+    method: str = TERA_MIND
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": "checkpoint",
             "version": VERSION,
+            "method": self.method,
             "model": self.model.to_dict(),
             "prediction": self.prediction,
             "genes": list(self.genes),
@@ -50,8 +55,10 @@ class CheckpointInfo:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> CheckpointInfo:
+        method = values.get("method", TERA_MIND)  # checkpoints written before there were others do not say
         return CheckpointInfo(
-            model=ModelConfig.from_dict(values["model"]),
+            method=method,
+            model=method_named(method).config.from_dict(values["model"]),
             prediction=values["prediction"],
             genes=tuple(values["genes"]),
             stains=tuple(values["stains"]),
@@ -60,7 +67,12 @@ class CheckpointInfo:
         )
 
     def require_same_inputs(self, other: CheckpointInfo) -> None:
-        """Raise `PanelMismatchError` unless the other has the same genes in order, stains, shape and prediction."""
+        """Raise `PanelMismatchError` unless the other has the same method, genes, stains, shape and prediction."""
+        if self.method != other.method:
+            raise PanelMismatchError(
+                f"the starting checkpoint holds a {self.method} network, the settings ask for {other.method}: "
+                f"start from a checkpoint of {other.method}, or train from scratch"
+            )
         if self.genes != other.genes:
             missing = [gene for gene in other.genes if gene not in set(self.genes)]
             words = f"missing {', '.join(missing[:8])}" if missing else "same genes, other order or extra ones"
@@ -85,9 +97,19 @@ class Checkpoint:
     """A network in evaluation mode with its description; `sha256` identifies the file."""
 
     info: CheckpointInfo
-    network: GeneMorphUNet
+    #: a `BlockNetwork`, or a `Painter` for methods that paint without steps
+    network: nn.Module
     sha256: str
     path: Path
+
+    @property
+    def gene_morph(self) -> GeneMorphUNet:
+        """The network of a Tera-MIND checkpoint; `InputError` for one of another method."""
+        if not isinstance(self.network, GeneMorphUNet):
+            raise InputError(
+                f"{self.path} holds a {self.info.method} network; this is for {TERA_MIND} checkpoints alone"
+            )
+        return self.network
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -114,9 +136,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise FormatError(f"{path} has checkpoint version {values.get('version')}; this release reads {VERSION}")
     try:
         info = CheckpointInfo.from_dict(values)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"{path} describes its network in a way that cannot be read: {error!r}") from error
-    network = GeneMorphUNet(info.model)
+    network = method_named(info.method).network(info.model)
     state: dict[str, Tensor] = {
         name.removeprefix(_PREFIX): value.float()
         for name, value in content.get("state_dict", {}).items()
@@ -129,9 +153,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(info, network.eval(), hashlib.sha256(path.read_bytes()).hexdigest(), path)
 
 
-def checkpoint_content(
-    info: CheckpointInfo, network: GeneMorphUNet, dtype: torch.dtype = torch.float32
-) -> dict[str, Any]:
+def checkpoint_content(info: CheckpointInfo, network: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """What to `torch.save` for a network that was not trained by Lightning here."""
     state = {_PREFIX + name: value.detach().to(dtype).cpu() for name, value in network.state_dict().items()}
     return {"tera_mind": info.to_dict(), "state_dict": state}

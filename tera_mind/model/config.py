@@ -1,7 +1,8 @@
-"""The shape of a gene-morph network, with its limits checked before anything is allocated."""
+"""The shape of a network, with its limits checked before anything is allocated."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -17,10 +18,10 @@ Prediction = Literal["epsilon", "v", "x0"]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of the network; the defaults are the published ones.
+class BlockConfig(ABC):
+    """What the network of every method has: panel, stains, sections, patches and bins.
 
-    Raises `InputError` where sizes do not fit together or the panel is too large for a dense pyramid.
+    Raises `InputError` where they do not fit together.
     """
 
     #: number of genes of the panel, G
@@ -29,10 +30,61 @@ class ModelConfig:
     stains: int = 2
     #: gene sections Zg that enter: 1, 4, 8 or 16; image sections Z that leave: 1, 2, 4, 8
     gene_sections: int = 4
-    #: side of a small patch, P; a training crop is two of them
+    #: side of a patch; regions and blocks are whole patches
     patch_px: int = 64
     #: side of a square bin in which transcripts are counted; n = patch_px / bin_px
     bin_px: int = 16
+
+    def __post_init__(self) -> None:
+        geometry.image_sections(self.gene_sections)
+        if min(self.genes, self.stains, self.patch_px, self.bin_px) < 1 or self.patch_px % self.bin_px:
+            raise InputError(
+                "genes, stains, patch_px and bin_px must all be at least 1 and patch_px a multiple of bin_px, got "
+                f"{self.genes}, {self.stains}, {self.patch_px} and {self.bin_px}"
+            )
+
+    @property
+    def sections(self) -> int:
+        """Image sections Z."""
+        return geometry.image_sections(self.gene_sections)
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of a flattened image, S * Z; channel = stain * Z + section."""
+        return self.stains * self.sections
+
+    @property
+    def bins(self) -> int:
+        """Bins along a patch, n."""
+        return self.patch_px // self.bin_px
+
+    @property
+    @abstractmethod
+    def halo_px(self) -> int:
+        """How far around a block one pass of the network looks; a multiple of `bin_px`."""
+
+    @property
+    @abstractmethod
+    def tile_exact(self) -> bool:
+        """Whether a region generated in tiles is the one generated in a single pass."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for checkpoints."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> BlockConfig:
+        sizes: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**sizes)
+
+
+@dataclass(frozen=True)
+class ModelConfig(BlockConfig):
+    """Sizes of the gene-morph network; the defaults are the published ones. A training crop is two patches a side.
+
+    Raises `InputError` where sizes do not fit together or the panel is too large for a dense pyramid.
+    """
+
     base_channels: int = 64
     #: one entry a resolution level, finest first
     channel_mult: tuple[int, ...] = (1, 2, 4, 8)
@@ -85,21 +137,6 @@ class ModelConfig:
             )
 
     @property
-    def sections(self) -> int:
-        """Image sections Z."""
-        return geometry.image_sections(self.gene_sections)
-
-    @property
-    def image_channels(self) -> int:
-        """Channels of a flattened image, S * Z; channel = stain * Z + section."""
-        return self.stains * self.sections
-
-    @property
-    def bins(self) -> int:
-        """Bins along a small patch, n."""
-        return self.patch_px // self.bin_px
-
-    @property
     def deepest_px(self) -> int:
         """Side of a small patch at the deepest level."""
         return self.patch_px // (1 << (len(self.channel_mult) - 1))
@@ -114,11 +151,6 @@ class ModelConfig:
         """How far beyond its own patch one step of the boundary path looks: half of each neighbour."""
         return self.patch_px // 2
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for checkpoints."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> ModelConfig:
-        sizes: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return ModelConfig(**sizes)
+    @property
+    def tile_exact(self) -> bool:
+        return True

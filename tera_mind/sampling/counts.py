@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +19,21 @@ from tera_mind.geometry import Box
 from tera_mind.sampling.plain import CountSource
 
 _SHUFFLE = 2  # purpose of the random key
+
+
+@runtime_checkable
+class CountEdit(Protocol):
+    """A stated change of the genes before generation; picklable, and the same for a place in every window."""
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of `facts`."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the change depends on, plain JSON."""
+
+    def edited(self, source: CountSource, sections: Sequence[int], region: Box) -> CountSource:
+        """Counts of these sections as changed; `region` is what is generated, whose corner patches are counted from."""
 
 
 def panel_index(have: Sequence[str], want: Sequence[str], *, allow_missing: bool) -> NDArray[np.int64]:

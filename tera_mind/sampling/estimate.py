@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -11,6 +13,7 @@ from tera_mind.errors import TeraMindError
 from tera_mind.geometry import Box
 from tera_mind.model.blocks import BlockNetwork
 from tera_mind.sampling.job import Generation
+from tera_mind.sampling.oneshot import keyed_planes, paint
 from tera_mind.sampling.worker import is_out_of_memory
 
 
@@ -27,27 +30,33 @@ def time_pass(job: Generation, device: torch.device) -> Pass:
 
     Raises `TeraMindError` where it does not fit into memory.
     """
-    network = job.network(device)
-    side, halo = network.patch_px, network.halo_px
-    block = Box(0, job.block_rows * side, 0, job.block_columns * side).shift(job.region.y0, job.region.x0).grow(halo)
-    counts = job.counts(job.groups[0])(block)[None].expand(job.micro_batch, -1, -1, -1, -1)
-    window = torch.randn((job.micro_batch, network.channels, block.height, block.width), device=device)
-    t = torch.full((job.micro_batch,), 500)
+    run = _one_pass(job, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with torch.no_grad():
-        _run(network, window, t, counts, device)
+        _finished(run, device)
         begun = time.monotonic()
-        _run(network, window, t, counts, device)
+        _finished(run, device)
     seconds = time.monotonic() - begun
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return Pass(seconds / job.micro_batch, peak)
 
 
-def _run(
-    network: BlockNetwork, window: torch.Tensor, t: torch.Tensor, counts: torch.Tensor, device: torch.device
-) -> None:
-    network.predict(window, t, counts)
+def _one_pass(job: Generation, device: torch.device) -> Callable[[], object]:
+    """One micro-batch of the region's first block, everything it reads in memory."""
+    network, side = job.network(device), job.checkpoint.info.model.patch_px
+    box = Box(0, job.block_rows * side, 0, job.block_columns * side).shift(job.region.y0, job.region.x0)
+    counts = job.counts(job.groups[0])
+    if not isinstance(network, BlockNetwork):
+        return partial(paint, network, counts, keyed_planes(job.seed, job.groups[0]), box)
+    window = box.grow(network.halo_px)
+    x = torch.randn((job.micro_batch, network.channels, window.height, window.width), device=device)
+    genes = counts(window)[None].expand(job.micro_batch, -1, -1, -1, -1)
+    return partial(network.predict, x, torch.full((job.micro_batch,), 500), genes)
+
+
+def _finished(run: Callable[[], object], device: torch.device) -> None:
+    run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tera_mind import __version__
 from tera_mind.diffusion.steppers import StepperName
@@ -21,12 +24,15 @@ from tera_mind.formats.brain import Brain
 from tera_mind.formats.ome import PIXEL_TYPES, PixelType
 from tera_mind.formats.volume import VolumeAttributes
 from tera_mind.geometry import Box, SectionGroup, section_groups
-from tera_mind.model.blocks import BlockNetwork
+from tera_mind.model.blocks import BlockNetwork, Painter
 from tera_mind.model.checkpoint import Checkpoint, load_checkpoint
 from tera_mind.model.fast import Precision, fast_network
-from tera_mind.sampling.counts import count_source, panel_index
+from tera_mind.model.unet import GeneMorphUNet
+from tera_mind.sampling import oneshot, wavefront
+from tera_mind.sampling.counts import CountEdit, count_source, panel_index
 from tera_mind.sampling.domain import Domain
-from tera_mind.sampling.plain import BoxNoise, CountSource, SamplerSettings, box_noise
+from tera_mind.sampling.plain import BoxNoise, CountSource, OnBlock, SamplerSettings, box_noise
+from tera_mind.sampling.precision import NarrowBlocks, NarrowPainter
 
 #: patches by which the tissue is grown before everything outside it is left out
 MASK_MARGIN = 2
@@ -40,7 +46,8 @@ class Generation:
 
     region: whole patches, in the brain's pixels; sections: the brain's numbers; genes: one of `GENE_TREATMENTS`; seed,
     steps, stepper, eta: of the sampler; block_rows, block_columns: patches along a block; micro_batch: blocks in one
-    pass through the network; masked: only tissue, grown by `MASK_MARGIN` patches, is computed; dtype: of the volume.
+    pass through the network; masked: only tissue, grown by `MASK_MARGIN` patches, is computed; dtype: of the volume;
+    edit: what is changed in the genes first, such as an intervention.
     Raises `InputError` or `PanelMismatchError` where these do not fit together. Pickling keeps the checkpoint's path.
     """
 
@@ -60,6 +67,7 @@ class Generation:
     precision: Precision = "32"
     dtype: PixelType = "uint8"
     allow_missing_genes: bool = False
+    edit: CountEdit | None = None
 
     def __post_init__(self) -> None:
         info, side = self.checkpoint.info, self.checkpoint.info.model.patch_px
@@ -115,19 +123,42 @@ class Generation:
     @property
     def settings(self) -> SamplerSettings:
         """How the region is sampled."""
+        steps, stepper, eta = (self.steps, self.stepper, self.eta) if self.has_steps else (1, "ddim", 0.0)
         return SamplerSettings(
-            self.checkpoint.info.prediction,
-            self.steps,
-            self.stepper,
-            self.eta,
-            self.block_rows,
-            self.block_columns,
-            self.micro_batch,
+            self.checkpoint.info.prediction, steps, stepper, eta, self.block_rows, self.block_columns, self.micro_batch
         )
 
-    def network(self, device: torch.device) -> BlockNetwork:
+    @property
+    def has_steps(self) -> bool:
+        """Whether the method denoises in steps; others paint in one pass, and steps, stepper and eta say nothing."""
+        return isinstance(self.checkpoint.network, BlockNetwork)
+
+    def network(self, device: torch.device) -> BlockNetwork | Painter:
         """The network for generation, on a device, in the job's precision."""
-        return fast_network(self.checkpoint.network, device, self.precision)
+        network = self.checkpoint.network
+        if isinstance(network, GeneMorphUNet):
+            return fast_network(network, device, self.precision)
+        network.to(device)
+        if isinstance(network, BlockNetwork):
+            return NarrowBlocks(network, device) if self.precision == "bf16" else network
+        assert isinstance(network, Painter)
+        return NarrowPainter(network, device) if self.precision == "bf16" else network
+
+    def pieces(
+        self,
+        network: BlockNetwork | Painter,
+        group: SectionGroup,
+        rows: tuple[int, int],
+        device: torch.device,
+        on_block: OnBlock = lambda: None,
+    ) -> Iterator[tuple[Box, Float[Tensor, "channel y x"]]]:
+        """Patch rows of a group, piece by piece from left to right: box in the brain's pixels, image in [-1, 1]."""
+        counts, domain = self.counts(group), self.domain(group)
+        if isinstance(network, BlockNetwork):
+            noise = self.noise(group)
+            return wavefront.sweep(network, counts, noise, domain, self.settings, rows, None, device, on_block)
+        planes = oneshot.keyed_planes(self.seed, group)
+        return oneshot.sweep(network, counts, planes, domain, self.settings, rows, on_block)
 
     def wanted_micro_batch(self, device: torch.device) -> int:
         """Blocks at once that suit the device, before it is known whether they fit."""
@@ -136,7 +167,7 @@ class Generation:
     def counts(self, group: SectionGroup) -> CountSource:
         """Gene counts of a group, treated as the job says."""
         model = self.checkpoint.info.model
-        return count_source(
+        source = count_source(
             self.brain,
             group.genes,
             self.panel,
@@ -146,6 +177,7 @@ class Generation:
             treatment=self.genes,
             seed=self.seed,
         )
+        return source if self.edit is None else self.edit.edited(source, group.genes, self.region)
 
     def noise(self, group: SectionGroup) -> BoxNoise:
         """Noise of a group, a function of seed, step and place alone."""
@@ -161,7 +193,7 @@ class Generation:
 
     def facts(self, device: torch.device) -> dict[str, Any]:
         """Everything that the pixels depend on to the last bit, plain JSON, by the words a user knows it by."""
-        return {
+        facts = {
             "checkpoint": self.checkpoint.sha256,
             "brain": self.brain.fingerprint,
             "region": str(self.region),
@@ -169,9 +201,10 @@ class Generation:
             "genes": self.genes,
             "genes_missing": self.missing_genes,
             "seed": self.seed,
-            "steps": self.steps,
-            "stepper": self.stepper,
-            "eta": self.eta,
+            "method": self.checkpoint.info.method,
+            "steps": self.settings.steps,
+            "stepper": self.stepper if self.has_steps else "none",
+            "eta": self.settings.eta,
             "block": [self.block_rows, self.block_columns],
             "micro_batch": self.micro_batch,
             "mask": "tissue" if self.masked else "none",
@@ -181,6 +214,7 @@ class Generation:
             "torch": torch.__version__,
             "tera_mind": __version__,
         }
+        return facts if self.edit is None else facts | {"intervention": self.edit.digest}
 
     def attributes(self, device: torch.device) -> VolumeAttributes:
         """What the volume will say of itself."""
@@ -190,6 +224,8 @@ class Generation:
             for key, value in self.facts(device).items()
             if key not in {"checkpoint", "brain", "region", "sections", "genes", "seed", "steps", "dtype", "tera_mind"}
         }
+        if self.edit is not None:
+            settings["intervention"] = {**self.edit.facts(), "digest": self.edit.digest}
         return VolumeAttributes(
             stains=info.stains,
             pixel_um=brain.pixel_um,
@@ -200,7 +236,7 @@ class Generation:
             patch_px=info.model.patch_px,
             checkpoint=self.checkpoint.sha256,
             seed=self.seed,
-            steps=self.steps,
+            steps=self.settings.steps,
             genes=self.genes,
             section_um=_spacing_um(brain),
             dtype=self.dtype,

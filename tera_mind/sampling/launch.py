@@ -21,11 +21,11 @@ import torch
 
 from tera_mind.errors import InputError, TeraMindError
 from tera_mind.formats.volume import Volume, is_unfinished
-from tera_mind.model.macs import count_macs
 from tera_mind.processes import end_with_parent
 from tera_mind.sampling.job import Generation, reopened
 from tera_mind.sampling.leases import Leases
 from tera_mind.sampling.ledger import FOLDER, Ledger, differences
+from tera_mind.sampling.macs import block_macs
 from tera_mind.sampling.plan import Plan, make_plan
 from tera_mind.sampling.progress import Snapshot, snapshot
 from tera_mind.sampling.worker import Worker, replaced, unit_words
@@ -100,7 +100,9 @@ def plan_of(job: Generation, launch: Launch) -> Plan:
         genes=model.genes,
         workers=launch.workers * launch.share,
         memory_bytes=launch.memory,
-        block_multiply_adds=count_macs(model).block(job.block_rows, job.block_columns),
+        block_multiply_adds=block_macs(
+            job.checkpoint.info.model, job.checkpoint.info.method, job.block_rows, job.block_columns
+        ),
         gene_bytes_px=_gene_bytes_px(job),
         pixel_bytes=1 if job.dtype == "uint8" else 2,
         **more,

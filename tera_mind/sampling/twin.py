@@ -17,6 +17,7 @@ from tera_mind.diffusion.steppers import StepperName
 from tera_mind.errors import InputError
 from tera_mind.formats.brain import Brain
 from tera_mind.geometry import Box
+from tera_mind.model.blocks import BlockNetwork
 from tera_mind.model.checkpoint import Checkpoint, load_checkpoint
 from tera_mind.model.devices import choose_device, choose_precision
 from tera_mind.sampling.demand import Demand, Piece
@@ -59,7 +60,13 @@ class Twin(LazyImage):
         self._finished: ByteCache[NDArray[np.uint8]] = ByteCache(cache_bytes - cache_bytes // 2)
         self._states: ByteCache[Piece] = ByteCache(cache_bytes // 2)
         self._demands: dict[int, Demand] = {}
-        self._network = job.network(device)
+        network = job.network(device)
+        if not isinstance(network, BlockNetwork):
+            raise InputError(
+                f"a twin denoises in steps, the checkpoint holds a {job.checkpoint.info.method} network, which paints "
+                "in one pass: use tera-mind generate --region"
+            )
+        self._network = network
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:

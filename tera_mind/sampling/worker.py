@@ -13,7 +13,7 @@ import torch
 from tera_mind.errors import InputError, TeraMindError
 from tera_mind.formats.ome import open_level
 from tera_mind.geometry import Box
-from tera_mind.model.blocks import BlockNetwork
+from tera_mind.model.blocks import BlockNetwork, Painter
 from tera_mind.sampling.job import Generation
 from tera_mind.sampling.leases import Leases, heartbeat, worker_name
 from tera_mind.sampling.ledger import Ledger, Row, Task
@@ -21,7 +21,6 @@ from tera_mind.sampling.plain import OnBlock
 from tera_mind.sampling.plan import Plan, Unit
 from tera_mind.sampling.progress import WorkerFile, weight
 from tera_mind.sampling.pyramid import run_pyramid
-from tera_mind.sampling.wavefront import sweep
 from tera_mind.sampling.writer import BandWriter, Files, ShardWriter
 
 #: seconds between looking again where all that is left is in other hands, and between two lines on progress
@@ -40,7 +39,7 @@ def run_unit(
     unit: Unit,
     volume: Path,
     *,
-    network: BlockNetwork,
+    network: BlockNetwork | Painter,
     device: torch.device,
     staging: Path,
     on_block: OnBlock = lambda: None,
@@ -56,19 +55,8 @@ def run_unit(
     planes = tuple(job.sections.index(z) if z in job.sections else None for z in group.image)
     band = plan.box(unit).shift(-region.y0, -region.x0)
     writer = BandWriter(shards, band, job.checkpoint.info.model.stains, planes, (shard_y, shard_x))
-    pieces = sweep(
-        network,
-        job.counts(group),
-        job.noise(group),
-        job.domain(group),
-        job.settings,
-        unit.rows,
-        None,
-        device,
-        on_block,
-    )
     try:
-        for box, piece in pieces:
+        for box, piece in job.pieces(network, group, unit.rows, device, on_block):
             writer.add(box.shift(-region.y0, -region.x0), piece)
         writer.finish()
         return shards.seal()
@@ -100,7 +88,7 @@ class Worker:
         self.on_progress = on_progress
         self._leases = Leases(ledger.folder / "leases", self.name)
         self._file = WorkerFile(ledger, self.name)
-        self._network: BlockNetwork | None = None
+        self._network: BlockNetwork | Painter | None = None
 
     def run(self) -> None:
         """Work until nothing is left. Raises `ExhaustedError` where memory or disk does not suffice."""

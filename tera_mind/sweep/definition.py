@@ -23,6 +23,8 @@
       from: evaluate                   # the stage that makes metrics.json
       setting: sections                # along the figure's axis
       metrics: [psnr/DAPI, psnr/PolyT, frechet/DAPI]         # <metric>/<stain>, as logged during training
+      compare: 2                       # may be left out: test all values of the setting against this one, as
+                                       # `tera-mind compare` does, seeds of one value as one line
 
 In a command `{name}` is a setting, a value, `seed`, an earlier stage (the path of what it makes), `here`, or `recipe`:
 `-c RECIPE`, the overrides, and every setting whose name has a dot, which is a key of the recipe.
@@ -69,11 +71,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Table:
-    """Which figures of which stage's metrics.json are set against which setting; metrics are (metric, stain)."""
+    """Which figures of which stage's metrics.json are set against which setting; metrics are (metric, stain).
+
+    compare: the value of the setting that all others are tested against; None for no tests.
+    """
 
     stage: str
     setting: str
     metrics: tuple[tuple[str, str], ...]
+    compare: Value = None
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,7 @@ def _stages(raw: Any, settings: set[str], values: set[str]) -> Iterator[Stage]:
 
 
 def _table(raw: Any, stages: set[str], points: tuple[Mapping[str, Value], ...]) -> Table:
-    given = _mapping(raw, "table", {"from", "setting", "metrics"})
+    given = _mapping(raw, "table", {"from", "setting", "metrics", "compare"})
     stage, setting, metrics = (given.get(key) for key in ("from", "setting", "metrics"))
     if not isinstance(stage, str) or stage not in stages:
         raise InputError(f"table: from names a stage ({', '.join(sorted(stages))}), got {stage!r}")
@@ -226,8 +232,11 @@ def _table(raw: Any, stages: set[str], points: tuple[Mapping[str, Value], ...]) 
         raise InputError(f"table: setting is one that varies ({', '.join(points[0])}), got {setting!r}")
     if not isinstance(metrics, list) or not metrics or not all(isinstance(entry, str) for entry in metrics):
         raise InputError(f"table: metrics is a list of <metric>/<stain>, got {metrics!r}")
+    compare = given.get("compare")
+    if compare is not None and compare not in (values := [point[setting] for point in points]):
+        raise InputError(f"table: compare is a value of {setting} ({', '.join(map(written, values))}), got {compare!r}")
     pairs = tuple((entry.partition("/")[0], entry.partition("/")[2]) for entry in metrics)
-    return Table(stage, setting, pairs)
+    return Table(stage, setting, pairs, compare)
 
 
 def fill(text: str, words: Mapping[str, str]) -> str:

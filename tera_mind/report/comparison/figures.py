@@ -19,6 +19,7 @@ from scipy.stats import gaussian_kde
 from tera_mind.report.comparison import morphology
 from tera_mind.report.comparison.places import Aligned
 from tera_mind.report.comparison.runs import Entry
+from tera_mind.report.comparison.same_region import same_region
 from tera_mind.report.comparison.scores import Comparison, Score
 from tera_mind.report.comparison.style import COLOURS, INK, SOFT, Drawing, Palette, end_labels, grid_figure
 from tera_mind.report.comparison.text import label
@@ -40,7 +41,7 @@ DENSITY_POINTS = 5000
 
 def draw_all(comparison: Comparison, aligned: Aligned) -> list[Drawing]:
     """Every figure for which the runs hold something, in the order of the page."""
-    found = [fidelity(comparison, aligned)]
+    found = [same_region(comparison), fidelity(comparison, aligned)]
     found += morphology.draw_all(comparison, aligned)
     found += [ablation(comparison, name, places) for name, places in varied(comparison)]
     found += [sections(comparison, name, groups) for name, groups in SECTION_FIGURES.items()]

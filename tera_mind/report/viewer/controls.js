@@ -157,8 +157,9 @@ export class Controls {
     if (!map) return;
     fill($("map-channel"), map.channels.map((name, index) => [index, name]));
     $("map-channel").value = state.mapChannel;
-    $("map-low").textContent = Number(map.low.toPrecision(3));
-    $("map-high").textContent = Number(map.high.toPrecision(3));
+    const [low, high] = map.ranges[state.mapChannel];
+    $("map-low").textContent = Number(low.toPrecision(3));
+    $("map-high").textContent = Number(high.toPrecision(3));
     $("map-unit").textContent = map.unit;
   }
 

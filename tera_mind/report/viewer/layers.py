@@ -63,7 +63,8 @@ class Layer:
         }
         if self.map is not None:
             attributes = self.map.attributes
-            record |= {"unit": attributes.unit, "low": attributes.low, "high": attributes.high}
+            bounds = [list(attributes.bounds(channel)) for channel in range(len(attributes.channels))]
+            record |= {"unit": attributes.unit, "ranges": bounds}
         return record
 
 

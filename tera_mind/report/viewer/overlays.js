@@ -135,7 +135,8 @@ export class Overlays {
     const map = layerOf(app.manifest, app.state.map);
     const found = map ? read(map, app.state.mapChannel) : null;
     if (found && found.value > 0) {
-      const value = map.low + ((found.value - 1) / 254) * (map.high - map.low);
+      const [low, high] = map.ranges[app.state.mapChannel];
+      const value = low + ((found.value - 1) / 254) * (high - low);
       parts.push(`${map.name} ${Number(value.toPrecision(3))} ${map.unit}`.trim());
     }
     return parts.join("   ");

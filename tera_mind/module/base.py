@@ -1,25 +1,24 @@
-"""The LightningModule: wiring of network, loss, optimiser and what a checkpoint must hold."""
+"""What the training of every method shares: keyed random numbers, optimiser, learning rate, checkpoints, names."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer
 from lightning.pytorch.callbacks import Timer
-from torch import Tensor
+from torch import Tensor, nn
 
 from tera_mind.diffusion.keyed import keyed_noise, keyed_timesteps
-from tera_mind.diffusion.loss import DualLoss, dual_path_loss
+from tera_mind.diffusion.loss import Loss
 from tera_mind.diffusion.schedule import alpha_bars
 from tera_mind.errors import InputError
 from tera_mind.model.checkpoint import CheckpointInfo, load_checkpoint
-from tera_mind.model.config import CountTransform, ModelConfig, Prediction
-from tera_mind.model.unet import GeneMorphUNet
 
 Batch = Mapping[str, Tensor]
 Decay = Literal["constant", "cosine"]
@@ -29,33 +28,15 @@ TRAINING, VALIDATION, DROPOUT = 0, 1, 2
 VALIDATION_GROUP = 64
 
 
-class GeneMorphModule(lightning.LightningModule):
-    """Trains a `GeneMorphUNet` on batches of `PairsDataModule`.
+class MethodModule(lightning.LightningModule, ABC):
+    """Trains the network of a method on batches of `PairsDataModule`.
 
     Noise and timestep of a sample are functions of (seed, number of the sample), dropout of (seed, step, process): a
     resumed run, another number of workers or (without dropout) of processes trains on the same numbers.
 
     Args:
-        genes: panel, linked from the data.
-        stains: stains, linked from the data.
-        pixel_um: pixel size in micrometres, linked from the data.
-        intensity_range: raw value of 0 and 255 for each stain, linked from the data.
-        gene_sections: gene sections in a window, linked from the data.
-        patch_px: side of a small patch; a crop is two of them.
-        bin_px: side of a gene bin.
-        base_channels: channels at the finest level.
-        channel_mult: multiplier a level, finest first.
-        res_blocks: residual blocks a level.
-        time_channels: width of the time embedding.
-        pyramid_channels: widths of the gene pyramid, from the second coarsest level to the finest.
-        attention_px: resolution at which encoder and decoder attend.
-        dropout: dropout inside residual blocks.
-        count_transform: `counts` (published) or `log1p`.
-        gene_rank: width of a low-rank first pyramid convolution; null is the dense, published one.
-        gene_residual: residual around the gene-gene block (published: none).
-        margin_px: rim the boundary path decodes and crops away (published: 0).
-        prediction: `epsilon` (published), `v` or `x0`.
-        patch_weight: weight of the patch path's loss (published: 1); 0 leaves the patch path out.
+        info: what the checkpoint will say of the network.
+        network: the network.
         learning_rate: peak learning rate of AdamW (published: Adam 2e-5).
         weight_decay: decoupled weight decay; 0 makes AdamW the published Adam.
         warmup_steps: optimiser steps of linear warm-up.
@@ -64,84 +45,58 @@ class GeneMorphModule(lightning.LightningModule):
         init_from: checkpoint whose weights training starts from; its panel must be this one.
         seed: seed of noise, timesteps and dropout.
         compile: compile the network with `torch.compile`; checkpoints stay the same.
-        activation_checkpointing: keep only the input of each UNet block and compute the rest again on the way back:
-            less memory for a third to a half more time, the same gradients.
     """
 
-    #: name of the method in records of runs
-    METHOD = "tera-mind"
+    #: name of the method in records of runs, and of `--method`
+    METHOD: ClassVar[str]
 
     def __init__(
         self,
-        genes: list[str],
-        stains: list[str],
-        pixel_um: float,
-        intensity_range: dict[str, list[float]],
-        gene_sections: int = 4,
-        patch_px: int = 64,
-        bin_px: int = 16,
-        base_channels: int = 64,
-        channel_mult: list[int] = [1, 2, 4, 8],  # noqa: B006 (never changed; a plain list prints well in YAML)
-        res_blocks: int = 2,
-        time_channels: int = 512,
-        pyramid_channels: list[int] = [128, 64, 32],  # noqa: B006
-        attention_px: int = 16,
-        dropout: float = 0.1,
-        count_transform: CountTransform = "counts",
-        gene_rank: int | None = None,
-        gene_residual: bool = False,
-        margin_px: int = 0,
-        prediction: Prediction = "epsilon",
-        patch_weight: float = 1.0,
-        learning_rate: float = 2e-5,  # noqa: ARG002 (read from hparams)
-        weight_decay: float = 0.0,  # noqa: ARG002 (read from hparams)
-        warmup_steps: int = 0,  # noqa: ARG002 (read from hparams)
-        decay: Decay = "constant",  # noqa: ARG002 (read from hparams)
+        info: CheckpointInfo,
+        network: nn.Module,
+        learning_rate: float = 2e-5,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        decay: Decay = "constant",
         decay_share: float = 0.5,
         init_from: str | None = None,
-        seed: int = 0,  # noqa: ARG002 (read from hparams)
-        compile: bool = False,  # noqa: A002, ARG002 (the key's name in YAML; read from hparams)
-        activation_checkpointing: bool = False,
+        seed: int = 0,
+        compile: bool = False,  # noqa: A002 (the key's name in YAML)
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        config = ModelConfig(
-            genes=len(genes),
-            stains=len(stains),
-            gene_sections=gene_sections,
-            patch_px=patch_px,
-            bin_px=bin_px,
-            base_channels=base_channels,
-            channel_mult=tuple(channel_mult),
-            res_blocks=res_blocks,
-            time_channels=time_channels,
-            pyramid_channels=tuple(pyramid_channels),
-            attention_px=attention_px,
-            dropout=dropout,
-            count_transform=count_transform,
-            gene_rank=gene_rank,
-            gene_residual=gene_residual,
-            margin_px=margin_px,
+        self.save_hyperparameters(
+            {
+                "learning_rate": learning_rate,
+                "weight_decay": weight_decay,
+                "warmup_steps": warmup_steps,
+                "decay": decay,
+                "decay_share": decay_share,
+                "init_from": init_from,
+                "seed": seed,
+                "compile": compile,
+            }
         )
-        self.info = CheckpointInfo(
-            model=config,
-            prediction=prediction,
-            genes=tuple(genes),
-            stains=tuple(stains),
-            pixel_um=pixel_um,
-            intensity_range={stain: (float(low), float(high)) for stain, (low, high) in intensity_range.items()},
-        )
-        if patch_weight < 0 or not 0 < decay_share <= 1:
-            raise InputError(
-                f"patch_weight must be at least 0 and decay_share in (0, 1], got {patch_weight} and {decay_share}"
-            )
-        self.network = GeneMorphUNet(config)
-        self.network.recompute = activation_checkpointing
+        if not 0 < decay_share <= 1:
+            raise InputError(f"decay_share must be in (0, 1], got {decay_share}")
+        self.info, self.network = info, network
         if init_from is not None:
             start = load_checkpoint(init_from)
-            start.info.require_same_inputs(self.info)
-            self.network.load_state_dict(start.network.state_dict())
+            start.info.require_same_inputs(info)
+            network.load_state_dict(start.network.state_dict())
         self.register_buffer("alpha_bar", torch.from_numpy(alpha_bars()).float(), persistent=False)
+
+    @abstractmethod
+    def objective(
+        self,
+        network: nn.Module,
+        image: Float[Tensor, "b stain section y x"],
+        counts: Float[Tensor, "b gene gene_section bin_y bin_x"],
+        inside: Bool[Tensor, "b section y x"],
+        t: Integer[Tensor, " b"],
+        noise: Float[Tensor, "b stain section y x"],
+        alpha_bar: Float[Tensor, " timesteps"],
+    ) -> Loss:
+        """Loss of a network of this method on crops at timesteps t; all tensors lie on one device."""
 
     def setup(self, stage: str) -> None:
         del stage
@@ -158,36 +113,35 @@ class GeneMorphModule(lightning.LightningModule):
         group = len(numbers) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         return keyed_timesteps((self.hparams["seed"], TRAINING), numbers, group)
 
-    def loss(self, batch: Batch, t: Integer[Tensor, " b"], purpose: int = TRAINING) -> DualLoss:
+    def loss(self, batch: Batch, t: Integer[Tensor, " b"], purpose: int = TRAINING) -> Loss:
         """Loss of a batch at given timesteps, with the noise of its samples' numbers."""
         image: Float[Tensor, "b stain section y x"] = batch["image"]
-        inside: Bool[Tensor, "b section y x"] = batch["inside"]
         noise = keyed_noise((self.hparams["seed"], purpose), batch["number"], image.shape[1:], image.device)
         assert isinstance(self.alpha_bar, Tensor)
-        return dual_path_loss(
+        return self.objective(
             self.network,
             image,
             batch["genes"],
-            inside,
+            batch["inside"],
             t.to(image.device, non_blocking=True),
             noise,
             self.alpha_bar,
-            self.info.prediction,
-            self.hparams["patch_weight"],
         )
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        # keyed by batches seen, not by call order, so that a resumed run drops what the uninterrupted one would
+    def seed_dropout(self, batch_idx: int) -> None:
+        """Key what torch draws in a step by batches seen, not by call order, so that a resumed run draws the same."""
         accumulated = self.trainer.accumulate_grad_batches
         index = self.global_step * accumulated + batch_idx % accumulated
         key = np.random.SeedSequence([self.hparams["seed"], DROPOUT, index, self.global_rank]).generate_state(1)
         torch.manual_seed(int(key[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.seed_dropout(batch_idx)
         loss = self.loss(batch, self.training_timesteps(batch["number"]))
         size = batch["image"].shape[0]
         self.log("train/loss", loss.total, prog_bar=True, batch_size=size)
-        self.log("train/loss_boundary", loss.boundary, batch_size=size)
-        if self.hparams["patch_weight"] > 0:
-            self.log("train/loss_patch", loss.patch, batch_size=size)
+        for name, part in loss.parts.items():
+            self.log(f"train/loss_{name}", part, batch_size=size)
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         return loss.total
 
@@ -195,15 +149,13 @@ class GeneMorphModule(lightning.LightningModule):
         del batch_idx
         t = keyed_timesteps((self.hparams["seed"], VALIDATION), batch["number"], VALIDATION_GROUP)
         loss = self.loss(batch, t, VALIDATION)
-        self.log("val/loss", loss.total, prog_bar=True, batch_size=batch["image"].shape[0], sync_dist=True)
-        self.log("val/loss_boundary", loss.boundary, batch_size=batch["image"].shape[0], sync_dist=True)
+        size = batch["image"].shape[0]
+        self.log("val/loss", loss.total, prog_bar=True, batch_size=size, sync_dist=True)
+        for name, part in loss.parts.items():
+            self.log(f"val/loss_{name}", part, batch_size=size, sync_dist=True)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            self.network.parameters(),
-            lr=self.hparams["learning_rate"],
-            **self._adam(),
-        )
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.network.parameters(), lr=self.hparams["learning_rate"], **self._adam())
 
     def _adam(self) -> dict[str, Any]:
         betas = (0.9, 0.99) if self.hparams["decay"] == "cosine" else (0.9, 0.999)
@@ -250,3 +202,24 @@ class GeneMorphModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tera_mind"] = self.info.to_dict()
+
+
+def described(
+    method: str,
+    model: Any,
+    prediction: Any,
+    genes: list[str],
+    stains: list[str],
+    pixel_um: float,
+    intensity_range: Mapping[str, Any],
+) -> CheckpointInfo:
+    """What a checkpoint says, from the settings that the data and the recipe give."""
+    return CheckpointInfo(
+        method=method,
+        model=model,
+        prediction=prediction,
+        genes=tuple(genes),
+        stains=tuple(stains),
+        pixel_um=pixel_um,
+        intensity_range={stain: (float(low), float(high)) for stain, (low, high) in intensity_range.items()},
+    )

@@ -1,0 +1,113 @@
+"""The LightningModule of the rivals made of StyleGAN2: its losses and its lazy regularisers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Integer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+
+from tera_mind.baselines.stylegan2.losses import (
+    discriminator_loss,
+    generator_loss,
+    moved_mean,
+    path_lengths,
+    r1_penalty,
+)
+from tera_mind.diffusion.keyed import keyed_noise
+from tera_mind.diffusion.loss import Loss
+from tera_mind.model.checkpoint import CheckpointInfo
+from tera_mind.module.adversarial import FREE, AdversarialModule
+from tera_mind.module.base import Batch
+
+#: steps between two regularisations of discriminator and generator (Karras 2020, appendix B)
+R1_EVERY, PATH_EVERY = 16, 4
+#: the path length is measured on one sample in so many of a batch
+PATH_SHRINK = 2
+#: momenta of Adam
+_BETAS = (0.0, 0.99)
+#: what random numbers are for
+_PATHS, _PATH_IMAGE = FREE, FREE + 1
+
+
+class GanModule(AdversarialModule):
+    """Trains a StyleGAN2 generator against a discriminator that gives logits; losses of Karras et al. 2020.
+
+    Non-saturating loss, R1 every 16 steps and path length every 4, both as steps of their own and in float32 whatever
+    the precision.
+    """
+
+    JITTERED: ClassVar[bool] = True
+    #: moving mean of the path lengths
+    path_mean: Tensor
+
+    def __init__(
+        self,
+        info: CheckpointInfo,
+        network: nn.Module,
+        discriminator: nn.Module,
+        *,
+        learning_rate: float,
+        r1_gamma: float,
+        path_weight: float,
+        init_from: str | None,
+        seed: int,
+    ) -> None:
+        super().__init__(info, network, discriminator, learning_rate=learning_rate, init_from=init_from, seed=seed)
+        self.r1_gamma, self.path_weight = r1_gamma, path_weight
+        self.register_buffer("path_mean", torch.zeros(()))
+
+    def adams(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Corrected for the additional steps of the regularisers."""
+        rate = self.hparams["learning_rate"]
+        return (
+            _lazy_adam(rate, PATH_EVERY if self.path_weight else 0),
+            _lazy_adam(rate, R1_EVERY if self.r1_gamma else 0),
+        )
+
+    def judge(self, real: Any, fake: Any, own: Tensor) -> Loss:
+        del own
+        return Loss(discriminator_loss(self.scores(real), self.scores(fake)))
+
+    def learn(self, fake: Any, own: Tensor) -> Loss:
+        del own
+        return Loss(generator_loss(self.scores(fake)))
+
+    def regularise_discriminator(self, optimizer: LightningOptimizer, real: Tensor, own: Tensor) -> dict[str, Tensor]:
+        if not self.r1_gamma or self.global_step % R1_EVERY:
+            return {}
+        with torch.autocast(real.device.type, enabled=False):
+            images = real.detach().float().requires_grad_()
+            penalty = r1_penalty(self.discriminator(images, own), images)
+        self.update(optimizer, penalty * (self.r1_gamma / 2 * R1_EVERY), self.discriminator)
+        return {"r1": penalty}
+
+    def regularise_generator(self, optimizer: LightningOptimizer, counts: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if not self.path_weight:
+            return {}
+        if self.global_step % PATH_EVERY == 0:
+            penalty = self._path_penalty(counts, batch["number"])
+            self.update(optimizer, penalty * (self.path_weight * PATH_EVERY), self.network)
+        return {"path_length": self.path_mean}
+
+    def _path_penalty(self, counts: Tensor, numbers: Integer[Tensor, " n"]) -> Float[Tensor, ""]:
+        """Mean of (|J_w^T y| - a)^2 on a part of the batch; moves the mean a first, on all processes alike."""
+        some = max(1, len(counts) // PATH_SHRINK)
+        with torch.autocast(counts.device.type, enabled=False):
+            z, noise = self.noise(counts[:some], numbers[:some], _PATHS)
+            w = self.generator.styles(z).contiguous()
+            images = self.generator.synthesise(counts[:some], w, noise)
+            key = (self.hparams["seed"], _PATH_IMAGE)
+            lengths = path_lengths(images, w, keyed_noise(key, numbers[:some], images.shape[1:], images.device))
+            mean = self.everywhere(moved_mean(self.path_mean, lengths))
+            self.path_mean = torch.where(mean.isfinite(), mean, self.path_mean)  # a bad step must not outlive itself
+            return (lengths - self.path_mean).square().mean()
+
+
+def _lazy_adam(rate: float, every: int) -> dict[str, Any]:
+    """Adam that takes an additional step in `every` as it would without: rate and momenta to the power c (ibidem)."""
+    share = every / (every + 1) if every else 1.0
+    return {"lr": rate * share, "betas": tuple(math.pow(beta, share) for beta in _BETAS), "eps": 1e-8}

@@ -1,0 +1,1 @@
+"""Pictures of an attention map volume."""
