@@ -22,7 +22,7 @@ from tera_mind.model import planes
 from tera_mind.model.blocks import BlockNetwork
 from tera_mind.model.checkpoint import load_checkpoint
 from tera_mind.model.collage import counts_to_patches, from_patches, to_patches
-from tera_mind.model.fast import FastNetwork, balanced, fast_network, micro_batch_for
+from tera_mind.model.fast import FastNetwork, balanced, fast_network, fastest_patches
 from tera_mind.model.layers import norm_silu
 from tera_mind.model.planes import SectionProducts, from_halves, products, to_halves
 from tera_mind.model.published import import_state
@@ -186,8 +186,8 @@ def test_what_cannot_be_compiled_is_refused() -> None:
 
 def test_the_search_for_a_micro_batch_stays_within_memory() -> None:
     fast = fast_network(tiny_network(tiny_config(), dtype=torch.float32), CPU)
-    assert micro_batch_for(fast, CPU, memory_bytes=0) == 1
-    assert micro_batch_for(fast, CPU, memory_bytes=2**30, most=4) in {1, 2, 4}
+    assert fastest_patches(fast, CPU, memory_bytes=0) == 1
+    assert fastest_patches(fast, CPU, memory_bytes=2**30, most=4) in {1, 2, 4}
 
 
 def test_patches_are_shared_out_evenly() -> None:

@@ -8,6 +8,7 @@ import torch
 from generate_case import generate, save_checkpoint, tree
 from tiny_brain import GENES, make_brain
 
+from tera_mind.cli.main import main
 from tera_mind.formats.brain import gene_bins
 from tera_mind.formats.volume import Volume
 from tera_mind.geometry import Box
@@ -197,3 +198,19 @@ def test_missing_genes_are_zero_where_that_is_allowed(brain, tmp_path, capsys):
     assert generate(brain, other, tmp_path / "v.zarr", *arguments, "--allow-missing-genes") == 0
     assert "2 genes are taken as zero: Foxp2, Sst" in capsys.readouterr().out
     assert Volume.open(tmp_path / "v.zarr").attributes.settings["genes_missing"] == ["Foxp2", "Sst"]
+
+
+def test_sizes_of_a_pass_are_facts_and_a_volume_keeps_its_own(brain, checkpoint, tmp_path, capsys):
+    out = tmp_path / "sized.zarr"
+    words = ["generate", "--checkpoint", str(checkpoint), "--brain", str(brain.path), "--out", str(out)]
+    words += ["--steps", "1", "--device", "cpu", "--precision", "32"]
+    assert main([*words, "--patches-at-once", "3"]) == 0
+    assert Volume.open(out).attributes.settings["patches_at_once"] == 3
+    capsys.readouterr()
+    assert main(words) == 0  # not asked for again: the volume's own
+    assert "is there already" in capsys.readouterr().out
+    assert main([*words, "--patches-at-once", "2"]) == 2
+    assert "3" in capsys.readouterr().err
+    assert main([*words, "--compile", "--overwrite"]) == 2
+    assert "needs a CUDA device" in capsys.readouterr().err
+    assert Volume.open(out).attributes.settings["patches_at_once"] == 3

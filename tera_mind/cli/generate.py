@@ -24,7 +24,7 @@ from tera_mind.formats.volume import GENE_TREATMENTS, is_unfinished
 from tera_mind.geometry import Box, section_groups
 from tera_mind.model.checkpoint import load_checkpoint
 from tera_mind.model.devices import choose_device, choose_devices, choose_precision
-from tera_mind.sampling.estimate import fitting, time_pass
+from tera_mind.sampling.estimate import fitting, time_pass, with_fastest_patches
 from tera_mind.sampling.job import Generation, block_of, default_region
 from tera_mind.sampling.launch import Launch, Watch, generate, needed_bytes, plan_of
 from tera_mind.sampling.ledger import FOLDER, Ledger
@@ -99,6 +99,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--block", default=None, help="patches along a block, such as 8 or 4x8, rows x columns (default: at most 8)")
     add("--micro-batch", type=int, default=None, help="blocks a pass (default: what suits the device, less if it must)")
+    add(
+        "--patches-at-once",
+        type=int,
+        default=None,
+        help="patches through the network together (default: 4 on a CPU, on a GPU what is fastest there)",
+    )
+    add("--compile", action="store_true", help="compile the network, on CUDA (not yet tried on a GPU)")
     add(
         "--memory-gb",
         type=float,
@@ -180,6 +187,8 @@ def run(arguments: Sequence[str]) -> int:
         choose_precision(options.precision, devices[0]),
         options.dtype,
         options.allow_missing_genes,
+        options.patches_at_once,
+        options.compile,
     )
     launch = Launch(
         devices,
@@ -191,8 +200,7 @@ def run(arguments: Sequence[str]) -> int:
         options.threads,
     )
     describe(job, wanted or brain.canvas)
-    if options.micro_batch is None:
-        job = with_micro_batch(job, options.out, devices[0], goes_on=not options.overwrite)
+    job = with_sizes(job, options, devices[0])
     if options.dry_run:
         return dry_run(job, launch)
     there = options.out.exists() and not is_unfinished(options.out) and not options.overwrite
@@ -217,11 +225,20 @@ def _sampler(options: argparse.Namespace) -> tuple[StepperName, int]:
     return chosen.stepper, chosen.steps
 
 
-def with_micro_batch(job: Generation, out: Path, device: torch.device, *, goes_on: bool) -> Generation:
-    """The job with the micro-batch of the volume that it goes on with, or the one that suits the device and fits."""
-    if is_unfinished(out) or (goes_on and (out / FOLDER).is_dir()):
-        known = Ledger.open(out).facts.get("micro_batch")
-        return replace(job, micro_batch=known) if isinstance(known, int) else job
+def with_sizes(job: Generation, options: argparse.Namespace, device: torch.device) -> Generation:
+    """The job with the sizes of a pass that were not asked for: those of the volume that it goes on with, or new ones.
+
+    New ones suit the device and fit into its memory.
+    """
+    out, asked = options.out, {"micro_batch": options.micro_batch, "patches_at_once": options.patches_at_once}
+    if is_unfinished(out) or (not options.overwrite and (out / FOLDER).is_dir()):
+        facts = Ledger.open(out).facts
+        known = {key: facts[key] for key, value in asked.items() if value is None and isinstance(facts.get(key), int)}
+        return replace(job, **known)
+    if options.patches_at_once is None:
+        job = with_fastest_patches(job, device)
+    if options.micro_batch is not None:
+        return job
     wanted = replace(job, micro_batch=job.wanted_micro_batch(device))
     fits = wanted if wanted.micro_batch == 1 else fitting(wanted, device)
     if fits.micro_batch < wanted.micro_batch:

@@ -245,14 +245,17 @@ def fast_network(
     precision: Precision = "32",
     *,
     compile: bool = False,  # noqa: A002
+    patches_at_once: int | None = None,
 ) -> FastNetwork:
     """The same function as `network.eval().predict`, faster; its weights are copies.
+
+    patches_at_once: that go through it together (default: `PATCHES_AT_ONCE`), on which last bits depend.
 
     "bf16" keeps image, gene pyramid, time embedding and head in float32. `compile`: fuse what lies between the
     convolutions and replay it as CUDA graphs; for CUDA only, and not yet run on one. Raises `InputError` for a CPU,
     whose packed convolutions a compiler does not take.
     """
-    fast = FastNetwork(network, device, precision, PATCHES_AT_ONCE[device.type])
+    fast = FastNetwork(network, device, precision, patches_at_once or PATCHES_AT_ONCE[device.type])
     if compile:
         if device.type != "cuda":
             raise InputError(f"a compiled network needs a CUDA device, got {device}: leave compile off")
@@ -262,7 +265,7 @@ def fast_network(
 
 
 @torch.inference_mode()
-def micro_batch_for(network: FastNetwork, device: torch.device, memory_bytes: int, most: int = 256) -> int:
+def fastest_patches(network: FastNetwork, device: torch.device, memory_bytes: int, most: int = 256) -> int:
     """Patches at once (1, 2, 4, ... `most`) that take least time each and fit a memory, by trying them on a device.
 
     To be searched once and then fixed for a whole plan (`FastNetwork.patches_at_once`): another number may round

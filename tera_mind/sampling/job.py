@@ -26,7 +26,7 @@ from tera_mind.formats.volume import VolumeAttributes
 from tera_mind.geometry import Box, SectionGroup, section_groups
 from tera_mind.model.blocks import BlockNetwork, Painter
 from tera_mind.model.checkpoint import Checkpoint, load_checkpoint
-from tera_mind.model.fast import Precision, fast_network
+from tera_mind.model.fast import PATCHES_AT_ONCE, Precision, fast_network
 from tera_mind.model.unet import GeneMorphUNet
 from tera_mind.sampling import oneshot, wavefront
 from tera_mind.sampling.counts import CountEdit, count_source, panel_index
@@ -47,7 +47,7 @@ class Generation:
     region: whole patches, in the brain's pixels; sections: the brain's numbers; genes: one of `GENE_TREATMENTS`; seed,
     steps, stepper, eta: of the sampler; block_rows, block_columns: patches along a block; micro_batch: blocks in one
     pass through the network; masked: only tissue, grown by `MASK_MARGIN` patches, is computed; dtype: of the volume;
-    edit: what is changed in the genes first, such as an intervention.
+    edit: what is done to the counts; patches_at_once, compile: of `fast_network`.
     Raises `InputError` or `PanelMismatchError` where these do not fit together. Pickling keeps the checkpoint's path.
     """
 
@@ -67,6 +67,8 @@ class Generation:
     precision: Precision = "32"
     dtype: PixelType = "uint8"
     allow_missing_genes: bool = False
+    patches_at_once: int | None = None
+    compile: bool = False
     edit: CountEdit | None = None
 
     def __post_init__(self) -> None:
@@ -91,10 +93,19 @@ class Generation:
             )
         if self.dtype not in PIXEL_TYPES:
             raise InputError(f"a volume holds {' or '.join(PIXEL_TYPES)}, got {self.dtype!r}")
-        if min(self.block_rows, self.block_columns, self.micro_batch) < 1 or self.seed < 0:
+        if (
+            min(
+                self.block_rows,
+                self.block_columns,
+                self.micro_batch,
+                1 if self.patches_at_once is None else self.patches_at_once,
+            )
+            < 1
+            or self.seed < 0
+        ):
             raise InputError(
-                "--block and --micro-batch must be at least 1 and --seed 0 or more, got "
-                f"{self.block_rows} x {self.block_columns}, {self.micro_batch} and {self.seed}"
+                "--block, --micro-batch and --patches-at-once must be at least 1 and --seed 0 or more, got "
+                f"{self.block_rows} x {self.block_columns}, {self.micro_batch}, {self.patches_at_once} and {self.seed}"
             )
         _ = self.settings.solver  # steps and steppers that do not exist are refused before any work
 
@@ -137,7 +148,9 @@ class Generation:
         """The network for generation, on a device, in the job's precision."""
         network = self.checkpoint.network
         if isinstance(network, GeneMorphUNet):
-            return fast_network(network, device, self.precision)
+            return fast_network(
+                network, device, self.precision, compile=self.compile, patches_at_once=self.patches_at_once
+            )
         network.to(device)
         if isinstance(network, BlockNetwork):
             return NarrowBlocks(network, device) if self.precision == "bf16" else network
@@ -207,6 +220,8 @@ class Generation:
             "eta": self.settings.eta,
             "block": [self.block_rows, self.block_columns],
             "micro_batch": self.micro_batch,
+            "patches_at_once": self.patches_at_once or PATCHES_AT_ONCE[device.type],
+            "compile": self.compile,
             "mask": "tissue" if self.masked else "none",
             "precision": self.precision,
             "dtype": self.dtype,
