@@ -26,7 +26,9 @@ from tera_mind.module import GeneMorphModule
 PAPER = ROOT / "experiments" / "paper"
 ELSEWHERE = {ROOT / "experiments" / "ablations", ROOT / "experiments" / "baselines"}
 #: files given together, later ones on top; sweeps are read by another command, baselines have a test of their own
-RECIPES = {path.stem: [path] for path in sorted((ROOT / "experiments").glob("*.yaml"))}
+#: sweeps and what they put on top of recipes: tests/test_comparison.py
+ELSEWHERE |= set((ROOT / "experiments").glob("comparison*.yaml"))
+RECIPES = {path.stem: [path] for path in sorted((ROOT / "experiments").glob("*.yaml")) if path not in ELSEWHERE}
 RECIPES |= {"main": [PAPER / "main.yaml"]}
 RECIPES |= {path.stem: [PAPER / "main.yaml", path] for path in sorted(PAPER.glob("supp*.yaml"))}
 
@@ -65,7 +67,7 @@ def module_of(shards, **settings):
 
 def test_no_recipe_is_left_out():
     listed = {path for paths in RECIPES.values() for path in paths}
-    found = {path for path in (ROOT / "experiments").rglob("*.yaml") if not ELSEWHERE & set(path.parents)}
+    found = {path for path in (ROOT / "experiments").rglob("*.yaml") if not ELSEWHERE & {path, *path.parents}}
     assert listed == found
 
 
