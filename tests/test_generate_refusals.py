@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory):
     [
         (["--steps", "37"], "the nearest that exist: 36 and 38"),
         (["--steps", "0"], "nearest"),
-        (["--block", "-1"], "--block and --micro-batch must be at least 1"),
+        (["--block", "-1"], "--patches-at-once must be at least 1"),
         (["--seed", "-1"], "--seed 0 or more"),
         (["--region", "0:64,90:200"], "leaves the canvas"),
         (["--region", "left"], "y0:y1,x0:x1"),
@@ -45,7 +45,7 @@ def checkpoint(tmp_path_factory):
         (["--join", "2", "--overwrite"], "would let each command remove"),
         (["--devices", "0,9"], "CUDA devices here"),
         (["--devices", "one"], "numbers of GPUs"),
-        (["--micro-batch", "0"], "--micro-batch must be at least 1"),
+        (["--micro-batch", "0"], "--patches-at-once must be at least 1"),
         (["--block", "8*8"], "rows x columns"),
         (["--group", "3"], "section groups 0 to 2"),
         (["--group", "0", "--sections", "1"], "not both"),

@@ -88,8 +88,10 @@ def fitting(job: Generation, device: torch.device) -> Generation:
 
 def with_fastest_patches(job: Generation, device: torch.device) -> Generation:
     """The job with the number of patches at once that is fastest on a GPU; as it is for CPUs and other methods."""
+    if device.type != "cuda":
+        return job
     network = job.network(device)
-    if device.type != "cuda" or not isinstance(network, FastNetwork):
+    if not isinstance(network, FastNetwork):
         return job
     free, _ = torch.cuda.mem_get_info(device)
     return replace(job, patches_at_once=fastest_patches(network, device, int(MEMORY_SHARE * free)))
