@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -111,7 +112,7 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False)
-class _RowEdit:
+class _RowEdit(ABC):
     """Edits of rows by an affine map; see `algebra`."""
 
     rows: ClassVar[bool] = True
@@ -134,9 +135,9 @@ class _RowEdit:
             basis.of(window.genes)
             basis.require_rows(window.patch_px * window.pixel_um)
 
+    @abstractmethod
     def affine(self, genes: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """(A, before, after) of (X - before) A + after."""
-        raise NotImplementedError
 
     @cached_property
     def _known(self) -> dict[tuple[str, ...], tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
