@@ -257,11 +257,16 @@ def fast_network(
     """
     fast = FastNetwork(network, device, precision, patches_at_once or PATCHES_AT_ONCE[device.type])
     if compile:
-        if device.type != "cuda":
-            raise InputError(f"a compiled network needs a CUDA device, got {device}: leave compile off")
+        check_compilable(device)
         fast.encode = torch.compile(fast.encode, mode="reduce-overhead", dynamic=False)  # type: ignore[method-assign]
         fast.decode = torch.compile(fast.decode, mode="reduce-overhead", dynamic=False)  # type: ignore[method-assign]
     return fast
+
+
+def check_compilable(device: torch.device) -> None:
+    """Raise `InputError` for a device on which `fast_network` cannot be compiled."""
+    if device.type != "cuda":
+        raise InputError(f"a compiled network needs a CUDA device, got {device}: leave compile off")
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ from tera_mind.formats.volume import VolumeAttributes
 from tera_mind.geometry import Box, SectionGroup, section_groups
 from tera_mind.model.blocks import BlockNetwork, Painter
 from tera_mind.model.checkpoint import Checkpoint, load_checkpoint
-from tera_mind.model.fast import PATCHES_AT_ONCE, Precision, fast_network
+from tera_mind.model.fast import PATCHES_AT_ONCE, Precision, check_compilable, fast_network
 from tera_mind.model.unet import GeneMorphUNet
 from tera_mind.sampling import oneshot, wavefront
 from tera_mind.sampling.counts import CountEdit, count_source, panel_index
@@ -156,6 +156,14 @@ class Generation:
             return NarrowBlocks(network, device) if self.precision == "bf16" else network
         assert isinstance(network, Painter)
         return NarrowPainter(network, device) if self.precision == "bf16" else network
+
+    def check_device(self, device: torch.device) -> None:
+        """Raise `InputError` for a device on which the job cannot be done, before anything is written."""
+        if not self.compile:
+            return
+        if not isinstance(self.checkpoint.network, GeneMorphUNet):
+            raise InputError(f"{self.checkpoint.info.method} is not compiled for generation: leave --compile off")
+        check_compilable(device)
 
     def pieces(
         self,

@@ -114,6 +114,8 @@ def prepare(job: Generation, out: Path, launch: Launch) -> Ledger:
 
     Raises `InputError` where something else is there, naming what differs, and spoils nothing.
     """
+    for device in launch.devices:
+        job.check_device(device)
     facts = job.facts(launch.devices[0])
     if launch.devices[0].type == "cpu":
         facts["threads"] = launch.cpu_threads
