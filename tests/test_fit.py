@@ -385,6 +385,7 @@ def test_init_from_another_panel_is_refused(shards, tmp_path, capsys):
         ({"data__shards": "no-such-folder"}, "no-such-folder"),
         ({"model__channel_mult": [1, 2, 4]}, "pyramid_channels needs one width less"),
         ({"model__no_such_key": 1}, "no_such_key"),
+        ({"model__patch_px": 16}, "patch_px"),
         ({"ckpt_path": "no-such.ckpt"}, "no-such.ckpt"),
     ],
 )
