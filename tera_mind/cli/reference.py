@@ -42,6 +42,8 @@ TRAINER = {
     "logger": "list of loggers, see below; Lightning's WandbLogger works offline too",
     "callbacks": "list of callbacks, see below",
 }
+#: key of `model` that comes from the data
+LINKED = "inputs"
 TOP = """
 ## Beside the sections
 
@@ -145,7 +147,7 @@ def settings(owner: type) -> Iterator[tuple[str, str]]:
     parameters = {name: one for init in made for name, one in inspect.signature(init).parameters.items()}
     for action in parser._actions:  # noqa: SLF001 (what argparse offers to look at)
         name = action.dest.removeprefix("of.")
-        if name == action.dest or name not in parameters:
+        if name in {action.dest, LINKED} or name not in parameters:
             continue
         default = parameters[name].default
         shown = "required" if default is inspect.Parameter.empty else json.dumps(default, default=str)

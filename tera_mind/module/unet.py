@@ -25,8 +25,8 @@ class UNetModule(MethodModule):
         pyramid_channels: widths of the gene pyramid, from the second coarsest level to the finest.
         attention_px: resolution at which encoder and decoder attend.
         dropout: dropout inside residual blocks.
-        count_transform: `counts` (published) or `log1p`.
-        prediction: `epsilon` (published), `v` or `x0`.
+        count_transform: `counts` (as Tera-MIND's is published) or `log1p`.
+        prediction: `epsilon` (as Tera-MIND's is published), `v` or `x0`.
     """
 
     #: sizes of the network, and what is made of them
