@@ -35,6 +35,7 @@ from torch import Tensor
 from tera_mind.baselines.regression import Regression
 from tera_mind.geometry import Box, section_window
 from tera_mind.model.blocks import BlockNetwork
+from tera_mind.model.inputs import Inputs
 from tera_mind.model.methods import parameter_count
 from tera_mind.module import MODULES, MethodModule
 from tera_mind.sampling.oneshot import keyed_planes, paint_region
@@ -62,11 +63,17 @@ def recipe_of(name: str, *, demo: bool) -> dict[str, Any]:
 def module_of(recipe: dict[str, Any], genes: int) -> MethodModule:
     """The recipe's module for a panel of so many genes."""
     torch.manual_seed(0)
-    panel = {"genes": [f"gene{i}" for i in range(genes)], "stains": ["DAPI", "PolyT"], "pixel_um": 0.108}
-    linked = {key: recipe["data"][key] for key in ("patch_px", "bin_px")} | {"gene_sections": GENE_SECTIONS}
-    ranges = {stain: [0.0, 255.0] for stain in panel["stains"]}  # type: ignore[attr-defined]
-    made = MODULES[recipe.get("method", "tera-mind")]
-    return made(**panel, **linked, intensity_range=ranges, **recipe["model"])  # type: ignore[arg-type]
+    stains = ("DAPI", "PolyT")
+    inputs = Inputs(
+        genes=tuple(f"gene{i}" for i in range(genes)),
+        stains=stains,
+        pixel_um=0.108,
+        intensity_range=dict.fromkeys(stains, (0.0, 255.0)),
+        gene_sections=GENE_SECTIONS,
+        patch_px=recipe["data"]["patch_px"],
+        bin_px=recipe["data"]["bin_px"],
+    )
+    return MODULES[recipe.get("method", "tera-mind")](inputs, **recipe["model"])
 
 
 def make_batch(recipe: dict[str, Any], genes: int, size: int) -> dict[str, Tensor]:

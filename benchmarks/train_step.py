@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tera_mind.diffusion.loss import dual_path_loss
+from tera_mind.diffusion.loss import Crops, dual_path_loss
 from tera_mind.diffusion.schedule import TIMESTEPS, alpha_bars
 from tera_mind.model.config import ModelConfig
 from tera_mind.model.layers import ResBlock, RMSNorm, SectionConv
@@ -127,14 +127,13 @@ class Trainee:
     """A network with its optimiser and the one batch it is trained on."""
 
     network: GeneMorphUNet
-    batch: dict[str, Tensor]
+    batch: Crops
     precision: str
     device: torch.device
 
     def __post_init__(self) -> None:
         self.network.to(self.device).train()
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=2e-5)
-        self.alpha_bar = torch.from_numpy(alpha_bars()).float().to(self.device)
 
     def backward(self) -> float:
         """Loss of the dual-path objective; leaves the gradients."""
@@ -143,7 +142,7 @@ class Trainee:
         )
         self.optimizer.zero_grad()
         with narrow:
-            loss = dual_path_loss(self.network, **self.batch, alpha_bar=self.alpha_bar, prediction="epsilon").total
+            loss = dual_path_loss(self.network, self.batch, "epsilon").total
         loss.backward()
         return loss.item()
 
@@ -180,7 +179,7 @@ class Trainee:
         return (time.perf_counter() - start) / steps
 
 
-def make_batch(config: ModelConfig, size: int, device: torch.device) -> dict[str, Tensor]:
+def make_batch(config: ModelConfig, size: int, device: torch.device) -> Crops:
     """Crops of noise with Poisson counts, a strip of them outside the section; timesteps spread over the schedule."""
     random = torch.Generator().manual_seed(0)
     side, bins = 2 * config.patch_px, 2 * config.bins
@@ -195,8 +194,9 @@ def make_batch(config: ModelConfig, size: int, device: torch.device) -> dict[str
         "inside": inside,
         "t": torch.linspace(0, TIMESTEPS - 1, size).long(),
         "noise": torch.randn(shape, generator=random),
+        "alpha_bar": torch.from_numpy(alpha_bars()).float(),
     }
-    return {name: value.to(device) for name, value in batch.items()}
+    return Crops(**{name: value.to(device) for name, value in batch.items()})
 
 
 def difference(ours: Trainee, plain: Trainee) -> float:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tera_mind.diffusion.loss import Crops
 from tera_mind.errors import InputError
 from tera_mind.model.unet import GeneMorphUNet
 from tera_mind.module import MethodModule
@@ -114,16 +115,9 @@ def training_flops(module: MethodModule, batch: dict[str, Tensor]) -> float:
     image, genes, inside = (batch[name].to("meta") for name in ("image", "genes", "inside"))
     counter = FlopCounterMode(display=False)
     with counter, torch.enable_grad():
-        loss = module.objective(
-            network,
-            image,
-            genes,
-            inside,
-            torch.zeros(len(image), dtype=torch.int64, device="meta"),
-            torch.zeros_like(image),
-            torch.ones(1000, device="meta"),
-        )
-        loss.total.backward()
+        t, alpha_bar = torch.zeros(len(image), dtype=torch.int64, device="meta"), torch.ones(1000, device="meta")
+        crops = Crops(image, genes, inside, t, torch.zeros_like(image), alpha_bar)
+        module.objective(network, crops).total.backward()
     return float(counter.get_total_flops())
 
 

@@ -17,6 +17,7 @@ from datamodules.slabs import OnBadShard, SlabReader, slab_stream
 from tera_mind.errors import InputError
 from tera_mind.formats.manifest import Manifest
 from tera_mind.formats.panel import choose_panel, panel_map
+from tera_mind.model.inputs import Inputs
 
 
 class PairsDataModule(lightning.LightningDataModule):
@@ -50,7 +51,7 @@ class PairsDataModule(lightning.LightningDataModule):
         on_bad_shard: OnBadShard = "stop",
         seed: int = 0,
     ) -> None:
-        """Open the manifest; `genes`, `stains`, `pixel_um`, `intensity_range`, `gene_sections` can be read at once.
+        """Open the manifest; `inputs`, which a network is made for, can be read at once.
 
         Args:
             shards: folder written by `tera-mind shards`, or the URL of one (https://, s3://, ...).
@@ -79,13 +80,17 @@ class PairsDataModule(lightning.LightningDataModule):
         self.on_bad_shard: OnBadShard = on_bad_shard
         self._check()
         self._weights = named_weights([str(brain["name"]) for brain in self.manifest.brains], brain_weights)
-        self.genes: list[str] = choose_panel(genes, self.manifest.genes)
-        self.stains: list[str] = list(self.manifest.stains)
-        self.pixel_um: float = self.manifest.pixel_um
-        self.intensity_range: dict[str, list[float]] = {
-            stain: list(bounds) for stain, bounds in self.manifest.intensity_range.items()
-        }
-        self.gene_sections: int = self.manifest.gene_sections
+        self.inputs = Inputs(
+            genes=tuple(choose_panel(genes, self.manifest.genes)),
+            stains=tuple(self.manifest.stains),
+            pixel_um=self.manifest.pixel_um,
+            intensity_range={
+                stain: (float(low), float(high)) for stain, (low, high) in self.manifest.intensity_range.items()
+            },
+            gene_sections=self.manifest.gene_sections,
+            patch_px=patch_px,
+            bin_px=bin_px,
+        )
         self._training: PairLoader | None = None
         self._state: dict[str, Any] = {}
 
@@ -152,7 +157,8 @@ class PairsDataModule(lightning.LightningDataModule):
 
     def complete(self, batch: Batch) -> Batch:
         """The batch as the network takes it (see the class), on the device where it is; complete ones stay."""
-        return complete_batch(batch, genes=len(self.genes), gene_sections=self.gene_sections, bin_px=self.bin_px)
+        genes, gene_sections = len(self.inputs.genes), self.inputs.gene_sections
+        return complete_batch(batch, genes=genes, gene_sections=gene_sections, bin_px=self.bin_px)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         del dataloader_idx
@@ -185,7 +191,7 @@ class PairsDataModule(lightning.LightningDataModule):
             manifest=self.manifest,
             split=split,
             crop_px=2 * self.patch_px,
-            new_gene=panel_map(self.manifest.genes, self.genes),
+            new_gene=panel_map(self.manifest.genes, list(self.inputs.genes)),
             augment=augment,
             thinning=thinning,
             seed=self.seed,

@@ -7,8 +7,8 @@ import torch
 
 from tera_mind.analysis.interventions.intervention import Intervention, Part
 from tera_mind.analysis.interventions.population import Basis
-from tera_mind.analysis.sums import Sums
 from tera_mind.geometry import Box
+from tera_mind.sums import Sums
 
 PANEL = ("Aqp4", "Gad2", "Mog", "Slc17a7", "Vip", "Th")
 PATCH_PX, BIN_PX, PIXEL_UM = 16, 4, 0.5

@@ -19,6 +19,7 @@ FLOORS = {
     "tera_mind.errors": 1,
     "tera_mind.geometry": 2,
     "tera_mind.processes": 2,
+    "tera_mind.sums": 2,
     "tera_mind.formats": 3,
     "tera_mind.noise": 3,
     "tera_mind.model": 3,
@@ -224,6 +225,7 @@ def house(root: Path) -> None:
             "tera_mind.errors",
             "tera_mind.geometry",
             "tera_mind.processes",
+            "tera_mind.sums",
             "tera_mind.noise",
             "tera_mind.module",
         }:

@@ -8,7 +8,7 @@ import torch
 from tiny_baselines import SHAPES, counts_of, random_field, tiny
 
 from tera_mind.baselines.sinfusion import SinFusionConfig
-from tera_mind.diffusion.loss import crop_loss
+from tera_mind.diffusion.loss import Crops, crop_loss
 from tera_mind.diffusion.schedule import alpha_bars
 from tera_mind.errors import FormatError, InputError
 from tera_mind.geometry import Box, section_window
@@ -164,7 +164,8 @@ def test_a_seam_index_sees_patches_that_do_not_know_of_each_other():
     for _ in range(25):
         bright = (0.7 * torch.rand(4, 1, 1, 1, 1).sub(0.5).sign()).expand(4, 2, 1, 32, 32)
         noise, t, inside = torch.randn(4, 2, 1, 32, 32), torch.randint(1000, (4,)), torch.ones(4, 1, 32, 32).bool()
-        loss = crop_loss(network, bright, torch.ones(4, 5, 1, 8, 8), inside, t, noise, bars, "x0").total
+        crops = Crops(bright, torch.ones(4, 5, 1, 8, 8), inside, t, noise, bars)
+        loss = crop_loss(network, crops, "x0").total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

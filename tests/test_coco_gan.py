@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from test_ddp import TWO, fit_twofold, records
 from tiny_baselines import counts_of, random_field
 from tiny_model import counts_for, normal
-from tiny_rivals import check_recipes, check_run, linked, rival_arguments, seam, train
+from tiny_rivals import check_recipes, check_run, pairs, rival_arguments, seam, train
 from tiny_training import tiny_shards, with_callback
 from torch import nn
 
@@ -254,9 +254,9 @@ def test_trains_and_resumes_and_its_checkpoint_loads(shards, tmp_path):
 
 
 def made(shards, **settings):
-    data, given = linked(shards, 16, 4)
+    data = pairs(shards, 16, 4)
     torch.manual_seed(0)
-    return next(iter(data.train_dataloader())), CocoGanModule(**given, **(TINY | settings))
+    return next(iter(data.train_dataloader())), CocoGanModule(data.inputs, **(TINY | settings))
 
 
 def test_losses_are_those_of_the_paper(shards):

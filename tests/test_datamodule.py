@@ -24,6 +24,7 @@ from tera_mind.formats.shard_plan import plan_shards
 from tera_mind.formats.shards import write_shards
 from tera_mind.formats.slab import read_slab
 from tera_mind.geometry import Box
+from tera_mind.model.inputs import Inputs
 
 SMALL = {"patch_px": 16, "bin_px": 4, "batch_size": 6, "steps_per_epoch": 5}
 
@@ -222,7 +223,7 @@ def test_validation_lies_side_by_side_and_stays_the_same(brain, shards):
 def test_a_panel_can_be_chosen_and_ordered(shards):
     whole = next(iter(module(shards).train_dataloader()))["genes"]
     data = module(shards, genes=["Vip", "Gad2"])
-    assert data.genes == ["Vip", "Gad2"]
+    assert data.inputs.genes == ("Vip", "Gad2")
     assert torch.equal(next(iter(data.train_dataloader()))["genes"], whole[:, [4, 1]])
     with pytest.raises(PanelMismatchError, match="lack 1 of the 2 genes asked for: Sst"):
         module(shards, genes=["Vip", "Sst"])
@@ -238,8 +239,8 @@ def test_thinning_keeps_the_stated_fraction():
 
 def test_facts_are_plain_values_before_setup(shards):
     data = module(shards)
-    facts = (data.genes, data.stains, data.pixel_um, data.gene_sections, data.intensity_range)
-    assert facts == (list(GENES), ["DAPI", "PolyT"], 0.4, 4, {"DAPI": [0.0, 255.0], "PolyT": [0.0, 255.0]})
+    ranges = {"DAPI": (0.0, 255.0), "PolyT": (0.0, 255.0)}
+    assert data.inputs == Inputs(tuple(GENES), ("DAPI", "PolyT"), 0.4, ranges, 4, patch_px=16, bin_px=4)
     assert data.val_batch_size == 6
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_model import counts_for, normal, tiny_config, tiny_network
 
-from tera_mind.diffusion.loss import dual_path_loss
+from tera_mind.diffusion.loss import Crops, dual_path_loss
 from tera_mind.diffusion.process import diffuse, image_of, target
 from tera_mind.diffusion.schedule import TIMESTEPS, alpha_bars, respace, step_counts
 from tera_mind.errors import InputError
@@ -113,7 +113,7 @@ def test_loss_against_the_sum_written_out(prediction: Prediction, margin_px: int
         total += ((plane[window] - centres[sample] * within[window]) ** 2).sum()
     boundary = total / centres.numel()
 
-    loss = dual_path_loss(network, image, counts, inside, t, noise, bars, prediction, patch_weight)
+    loss = dual_path_loss(network, Crops(image, counts, inside, t, noise, bars), prediction, patch_weight)
     torch.testing.assert_close(loss.parts["boundary"], boundary, check_dtype=False, rtol=1e-5, atol=1e-6)
     if patch_weight:
         torch.testing.assert_close(loss.parts["patch"], patch, check_dtype=False, rtol=1e-5, atol=1e-6)

@@ -61,8 +61,7 @@ def run(shards, tmp_path_factory):
 
 def module_of(shards, **settings):
     data = PairsDataModule(str(shards), patch_px=16, bin_px=4, batch_size=1)
-    linked = {name: getattr(data, name) for name in ("genes", "stains", "pixel_um", "intensity_range", "gene_sections")}
-    return GeneMorphModule(**linked, patch_px=16, bin_px=4, **(SHAPE | {"dropout": 0.0} | settings))
+    return GeneMorphModule(data.inputs, **(SHAPE | {"dropout": 0.0} | settings))
 
 
 def test_no_recipe_is_left_out():
@@ -103,10 +102,10 @@ def test_a_run_leaves_checkpoint_log_and_settings(run, shards):
     checkpoint = load_checkpoint(run / "last.ckpt")
     data = PairsDataModule(str(shards), patch_px=16, bin_px=4)
     info = checkpoint.info
-    assert info.genes == tuple(data.genes)
+    assert info.genes == data.inputs.genes
     assert info.stains == ("DAPI", "PolyT")
     assert (info.pixel_um, info.prediction) == (0.4, "v")
-    assert info.intensity_range == {name: tuple(limits) for name, limits in data.intensity_range.items()}
+    assert info.intensity_range == data.inputs.intensity_range
     assert info.model == tiny_config(dropout=0.0, count_transform="log1p", gene_residual=True)
     assert len(log_column(run, "train/loss")) == 4
     assert len(log_column(run, "val/loss")) == 2
@@ -386,6 +385,7 @@ def test_init_from_another_panel_is_refused(shards, tmp_path, capsys):
         ({"data__shards": "no-such-folder"}, "no-such-folder"),
         ({"model__channel_mult": [1, 2, 4]}, "pyramid_channels needs one width less"),
         ({"model__no_such_key": 1}, "no_such_key"),
+        ({"model__patch_px": 16}, "patch_px"),
         ({"ckpt_path": "no-such.ckpt"}, "no-such.ckpt"),
     ],
 )

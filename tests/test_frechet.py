@@ -1,4 +1,4 @@
-"""Distances between sets of tiles: against other implementations, from merged moments, and their intervals."""
+"""Distances between sets of tiles: against other implementations, from merged sums, and their intervals."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from tera_mind.metrics.tiles import frechet
-from tera_mind.metrics.tiles.frechet import Moments, distance
+from tera_mind.metrics.tiles.frechet import distance, gaussian
 from tera_mind.metrics.tiles.jackknife import difference, jackknife, spatial_groups
 from tera_mind.metrics.tiles.kernel import kernel_distance, kernel_jackknife
+from tera_mind.sums import Sums
 
 
 class Pass(nn.Module):
@@ -42,7 +43,7 @@ def test_plain_distance_agrees_with_torchmetrics_and_the_matrix_square_root(sets
     metric = FrechetInceptionDistance(feature=Pass()).set_dtype(torch.float64)
     metric.update(images(sets[0].astype(float)), real=True)
     metric.update(images(sets[1].astype(float)), real=False)
-    first, second = (Moments.of(features).gaussian() for features in sets)
+    first, second = (gaussian(Sums.of(features)) for features in sets)
     assert distance(first, second) == pytest.approx(float(metric.compute()), rel=1e-6)
     c1, c2 = (np.cov(features.astype(float).T) for features in sets)
     expected = np.square(sets[0].mean(0, dtype=float) - sets[1].mean(0, dtype=float)).sum()
@@ -63,34 +64,34 @@ def shrunk_reference(first, second, axes):
     return total + (np.sqrt(rest[0]) - np.sqrt(rest[1])) ** 2
 
 
-def test_shrunk_distance_is_the_same_from_rows_and_from_moments(sets):
+def test_shrunk_distance_is_the_same_from_rows_and_from_sums(sets):
     first, second = sets
-    moments = [Moments.of(features) for features in sets]
-    both = moments[0].merge(moments[1])
+    sums = [Sums.of(features) for features in sets]
+    both = sums[0].merge(sums[1])
     space = frechet.feature_space(np.concatenate(sets), 5)
     expected = shrunk_reference(first.astype(float), second.astype(float), space.axes)
     assert frechet.frechet_distance(first, second, space) == pytest.approx(expected, rel=1e-9)
-    from_moments = both.space(5)
-    np.testing.assert_allclose(from_moments.axes @ from_moments.axes.T, space.axes @ space.axes.T, atol=1e-9)
-    assert distance(*(m.gaussian(from_moments) for m in moments)) == pytest.approx(expected, rel=1e-9)
-    assert distance(moments[0].gaussian(space), moments[0].gaussian(space)) == pytest.approx(0, abs=1e-6)
+    from_sums = frechet.leading_space(both, 5)
+    np.testing.assert_allclose(from_sums.axes @ from_sums.axes.T, space.axes @ space.axes.T, atol=1e-9)
+    assert distance(*(gaussian(m, from_sums) for m in sums)) == pytest.approx(expected, rel=1e-9)
+    assert distance(gaussian(sums[0], space), gaussian(sums[0], space)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("cuts", [[45], [1, 2, 3], [10, 20, 80], list(range(1, 90))])
-def test_moments_merge_in_any_grouping(sets, cuts):
+def test_sums_merge_in_any_grouping(sets, cuts):
     features = sets[0]
-    whole, parts = Moments.of(features), [Moments.of(part) for part in np.split(features, cuts)]
+    whole, parts = Sums.of(features), [Sums.of(part) for part in np.split(features, cuts)]
     left = parts[0]
     for part in parts[1:]:
         left = left.merge(part)
     right = parts[-1]
     for part in reversed(parts[:-1]):
         right = part.merge(right)
-    for merged in (left, right, Moments.of(features[:7]).add(features[7:])):
+    for merged in (left, right):
         assert merged.n == len(features)
         np.testing.assert_allclose(merged.total, whole.total, rtol=1e-9)
-        other = Moments.of(sets[1]).gaussian()
-        assert distance(merged.gaussian(), other) == pytest.approx(distance(whole.gaussian(), other), rel=1e-9)
+        other = gaussian(Sums.of(sets[1]))
+        assert distance(gaussian(merged), other) == pytest.approx(distance(gaussian(whole), other), rel=1e-9)
 
 
 def test_kernel_distance_agrees_with_torchmetrics_and_with_pairs(sets):
@@ -134,7 +135,7 @@ def test_jackknives_hold_the_distances_without_each_group(sets, paired):
         "kernel": kernel_jackknife(first, second, groups, other),
     }
     expected = {
-        "plain": lambda a, b: distance(Moments.of(a).gaussian(), Moments.of(b).gaussian()),
+        "plain": lambda a, b: distance(gaussian(Sums.of(a)), gaussian(Sums.of(b))),
         "shrunk": lambda a, b: shrunk_reference(a.astype(float), b.astype(float), space.axes),
         "kernel": kernel_distance,
     }

@@ -159,9 +159,8 @@ def test_two_processes_do_what_one_does(tmp_path):
 
 def module_of(shards, **settings):
     data = PairsDataModule(str(shards), patch_px=16, bin_px=2, batch_size=4)
-    linked = {name: getattr(data, name) for name in ("genes", "stains", "pixel_um", "intensity_range", "gene_sections")}
     torch.manual_seed(0)
-    return data, IstEditingModule(**linked, patch_px=16, bin_px=2, **(SHAPE | settings))
+    return data, IstEditingModule(data.inputs, **(SHAPE | settings))
 
 
 def trained(module, batches, folder, *callbacks, precision="32-true"):
@@ -235,9 +234,8 @@ def test_an_image_is_the_middle_of_the_crop(shards):
 
 def test_crops_without_room_for_the_halo_are_refused(shards):
     data = PairsDataModule(str(shards), patch_px=16, bin_px=4)
-    linked = {name: getattr(data, name) for name in ("genes", "stains", "pixel_um", "intensity_range", "gene_sections")}
     with pytest.raises(InputError, match=r"more than 16 with bins of 4 px, got 16"):
-        IstEditingModule(**linked, patch_px=16, bin_px=4, channels=[8, 8, 8])
+        IstEditingModule(data.inputs, channels=[8, 8, 8])
 
 
 def test_work_of_a_step_is_counted_from_shapes(shards):

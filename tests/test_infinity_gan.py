@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tiny_baselines import counts_of
 from tiny_model import counts_for, normal
-from tiny_rivals import check_recipes, check_run, linked, seam, train
+from tiny_rivals import check_recipes, check_run, pairs, seam, train
 from tiny_training import tiny_shards
 
 from tera_mind.baselines.infinity_gan import (
@@ -204,12 +204,12 @@ def test_trains_and_resumes_and_its_checkpoint_loads(shards, tmp_path):
 
 def test_diversity_drives_structures_apart(shards, tmp_path):
     """Trained on it alone (the discriminator's rate is the generator's, its signal a hundredth), structures part."""
-    data, given = linked(shards, 16, 2)
+    data = pairs(shards, 16, 2)
     batch = next(iter(data.train_dataloader()))
     ratios = {}
     for weight in (0.0, 100.0):
         torch.manual_seed(0)
-        module = InfinityGanModule(**given, **TINY, path_weight=0.0, diversity_weight=weight)
+        module = InfinityGanModule(data.inputs, **TINY, path_weight=0.0, diversity_weight=weight)
         assert module.JITTERED is False
         if not weight:
             assert module.terms(batch["genes"], batch) == {}
@@ -222,6 +222,6 @@ def test_diversity_drives_structures_apart(shards, tmp_path):
 
 
 def test_crops_without_room_for_the_halo_are_refused(shards):
-    _, given = linked(shards, 16, 4)
+    data = pairs(shards, 16, 4)
     with pytest.raises(InputError, match=r"more than 28 with bins of 4 px, got 16"):
-        InfinityGanModule(**given)
+        InfinityGanModule(data.inputs)

@@ -15,12 +15,16 @@ from tera_mind.geometry import Box, section_window
 from tera_mind.metrics.seam_figures import coherent_step
 from tera_mind.metrics.seam_sums import SeamGrid, seam_cell_px, seam_sums
 from tera_mind.model.blocks import Painter
+from tera_mind.model.inputs import Inputs
 from tera_mind.model.methods import method_named, parameter_count
 from tera_mind.module.ms_pie import MsPieModule
 from tera_mind.sampling.oneshot import keyed_planes, paint_region
 from tera_mind.sampling.plain import to_uint8
 
 GROUP = section_window(2, 4)
+INPUTS = Inputs(
+    tuple(f"g{i}" for i in range(5)), ("DAPI", "PolyT"), 0.4, {"DAPI": (0.0, 255.0), "PolyT": (0.0, 255.0)}, 1, 16, 4
+)
 SHAPE = {"channels": (8, 6, 4, 4), "position_channels": 8, "style_channels": 6, "mapping_layers": 2}
 
 
@@ -134,13 +138,11 @@ def test_one_window_is_one_picture_keyed_by_seed_and_place():
 
 def module(**changes):
     settings = {
-        "genes": [f"g{i}" for i in range(5)], "stains": ["DAPI", "PolyT"], "pixel_um": 0.4,
-        "intensity_range": {"DAPI": [0.0, 255.0], "PolyT": [0.0, 255.0]}, "gene_sections": 1, "patch_px": 16,
-        "bin_px": 4, "channels": [6, 4, 4], "position_channels": 8, "style_channels": 6, "mapping_layers": 1,
+        "channels": [6, 4, 4], "position_channels": 8, "style_channels": 6, "mapping_layers": 1,
         "head_bins": [2, 4, 8], "head_shares": [0.5, 0.25, 0.25],
     }  # fmt: skip
     torch.manual_seed(0)
-    return MsPieModule(**(settings | changes))
+    return MsPieModule(INPUTS, **(settings | changes))
 
 
 def test_training_draws_the_size_of_the_head_and_the_place_in_the_crop():

@@ -46,6 +46,13 @@ def counts(box):
 GROUP = section_window(3, 1)
 
 
+@pytest.mark.parametrize("lacking", ["patch_px", "halo_px", "channels", "training", "tile_exact", "noise_planes"])
+def test_what_lacks_a_part_is_no_painter(lacking):
+    members = {name: value for name, value in vars(MeanAndNoise).items() if not name.startswith("__")}
+    assert isinstance(type("Whole", (), members)(), Painter)
+    assert not isinstance(type("Part", (), {name: members[name] for name in members if name != lacking})(), Painter)
+
+
 def test_blocks_come_row_by_row_and_cover_the_region():
     region = Box(-16, 64, 32, 80)
     boxes = [box for box, _ in paint_blocks(MeanAndNoise(), counts, keyed_planes(0, GROUP), region, block=2)]

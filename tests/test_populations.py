@@ -20,7 +20,6 @@ from tera_mind.analysis.interventions.locality import margin_px, reached_patches
 from tera_mind.analysis.interventions.masks import Mask
 from tera_mind.analysis.interventions.population import Basis, measure
 from tera_mind.analysis.latents import Spread, bottleneck_features, eigenvalue_score, pyramid_features
-from tera_mind.analysis.sums import Sums
 from tera_mind.effects.latent import spread_of, strangeness
 from tera_mind.effects.nulls import null_genes, null_intervention, rank_p
 from tera_mind.errors import FormatError, InputError, MissingFileError
@@ -29,6 +28,7 @@ from tera_mind.geometry import Box, SectionGroup
 from tera_mind.sampling.domain import Domain
 from tera_mind.sampling.plain import SamplerSettings, box_noise
 from tera_mind.sampling.wavefront import sweep
+from tera_mind.sums import Sums
 
 
 @pytest.fixture(scope="module")

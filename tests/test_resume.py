@@ -267,3 +267,15 @@ def test_log_goes_on_where_the_checkpoint_was(tmp_path):
     fresh.rewind(0)
     fresh.log_metrics({"new": 3.0}, 0)
     assert file.read_text().split() == ["new,step,train/loss,val/loss", "3.0,0,,"]
+
+
+def test_another_run_s_checkpoint_is_continued_with_the_settings_of_this_run(whole, arguments, tmp_path):
+    """As older releases wrote it: what came from the data lay among the settings."""
+    content = torch.load(whole(1) / "last.ckpt", weights_only=True)
+    content["hyper_parameters"] |= {"genes": 5, "stains": 2, "gene_sections": 1, "patch_px": 16, "bin_px": 4}
+    torch.save(content, tmp_path / "other.ckpt")
+    given = {"ckpt_path": tmp_path / "other.ckpt", "trainer__max_steps": STEPS + 1, "trainer__limit_val_batches": 0}
+    out = tmp_path / "run"
+    assert exit_code(arguments(out, **given, model__decay="constant", model__learning_rate=0.25)) == 0
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == STEPS + 1
+    assert log_column(out, "train/learning_rate") == [0.25]

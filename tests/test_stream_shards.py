@@ -251,9 +251,10 @@ def test_a_panel_is_a_file_a_list_or_what_is_shared(shards, tmp_path):
     file.write_text("# markers\nVip\n\nGad2  # interneurons\n")
     whole = next(iter(stream(shards)))["genes"]
     data = PairsDataModule(str(shards), **SMALL, genes=str(file))
-    assert data.genes == ["Vip", "Gad2"] == PairsDataModule(str(shards), **SMALL, genes=["Vip", "Gad2"]).genes
+    assert data.inputs == PairsDataModule(str(shards), **SMALL, genes=["Vip", "Gad2"]).inputs
+    assert data.inputs.genes == ("Vip", "Gad2")
     assert torch.equal(next(iter(data.train_dataloader()))["genes"], whole[:, [4, 1]])
-    assert PairsDataModule(str(shards), **SMALL, genes="shared").genes == list(GENES)
+    assert PairsDataModule(str(shards), **SMALL, genes="shared").inputs.genes == tuple(GENES)
     with pytest.raises(MissingFileError, match=r"panel of genes in .*none\.txt"):
         PairsDataModule(str(shards), **SMALL, genes=str(tmp_path / "none.txt"))
     file.write_text("Vip\nSst\n")

@@ -75,12 +75,8 @@ def check_run(name, shards, folder, model, logged, **more):
     return whole
 
 
-def linked(shards, patch_px, bin_px, batch_size=4):
-    """A data module and what it gives to a module."""
-    data = PairsDataModule(str(shards), patch_px=patch_px, bin_px=bin_px, batch_size=batch_size)
-    names = ("genes", "stains", "pixel_um", "intensity_range", "gene_sections")
-    given = {name: getattr(data, name) for name in names}
-    return data, given | {"patch_px": patch_px, "bin_px": bin_px}
+def pairs(shards, patch_px, bin_px, batch_size=4):
+    return PairsDataModule(str(shards), patch_px=patch_px, bin_px=bin_px, batch_size=batch_size)
 
 
 def train(module, batches, folder, *callbacks):

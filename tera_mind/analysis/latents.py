@@ -16,10 +16,10 @@ from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tera_mind.analysis.sums import Sums
 from tera_mind.errors import InputError
 from tera_mind.model.genes import GenePyramid
 from tera_mind.model.unet import GeneMorphUNet
+from tera_mind.sums import Sums
 
 #: leading eigenvalues that the published score is given for (GILEA)
 COMPONENTS = (1, 2, 3, 4, 5, 10)

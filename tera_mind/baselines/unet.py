@@ -11,27 +11,15 @@ from torch import Tensor, nn
 
 from tera_mind.baselines.genes import check_pyramid
 from tera_mind.errors import InputError
-from tera_mind.model.config import BlockConfig, CountTransform
+from tera_mind.model.config import UNetShape
 from tera_mind.model.layers import ResBlock, RMSNorm, SectionConv, TimeEmbedding
 
 Features = Float[Tensor, "b _ z _ _"]
 
 
 @dataclass(frozen=True)
-class UNetConfig(BlockConfig):
-    """Sizes of a UNet on patches of `patch_px`; the defaults are those of Tera-MIND's own."""
-
-    base_channels: int = 64
-    #: one entry a resolution level, finest first
-    channel_mult: tuple[int, ...] = (1, 2, 4, 8)
-    res_blocks: int = 2
-    time_channels: int = 512
-    #: gene-pyramid widths from the second coarsest level to the finest; the coarsest has G
-    pyramid_channels: tuple[int, ...] = (128, 64, 32)
-    #: resolution (side of a patch) at which encoder and decoder attend
-    attention_px: int = 16
-    dropout: float = 0.1
-    count_transform: CountTransform = "counts"
+class UNetConfig(UNetShape):
+    """Sizes of a baseline's UNet on patches of `patch_px`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

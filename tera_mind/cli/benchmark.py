@@ -24,6 +24,7 @@ from tera_mind.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoi
 from tera_mind.model.config import ModelConfig
 from tera_mind.model.devices import choose_device, choose_precision
 from tera_mind.model.fast import Precision, fast_network
+from tera_mind.model.inputs import Inputs
 from tera_mind.model.macs import FLOP_A_MAC, Macs, count_macs
 from tera_mind.model.unet import GeneMorphUNet
 from tera_mind.module import GeneMorphModule
@@ -236,11 +237,10 @@ def _module(config: ModelConfig, checkpoint: Checkpoint | None, *, patch_path: b
     info = CheckpointInfo(config, "epsilon", _names("gene", config.genes), _names("stain", config.stains), 1.0, {})
     if checkpoint is not None:
         info = replace(checkpoint.info, intensity_range={})
-    sizes = {key: value for key, value in config.to_dict().items() if key not in {"genes", "stains"}}
-    return GeneMorphModule(
-        list(info.genes), list(info.stains), info.pixel_um, {}, **sizes,
-        prediction=info.prediction, patch_weight=1.0 if patch_path else 0.0,
-    )  # fmt: skip
+    grid = config.gene_sections, config.patch_px, config.bin_px
+    inputs = Inputs(info.genes, info.stains, info.pixel_um, {}, *grid)
+    sizes = {key: value for key, value in config.to_dict().items() if key not in inputs.sizes}
+    return GeneMorphModule(inputs, **sizes, prediction=info.prediction, patch_weight=1.0 if patch_path else 0.0)
 
 
 def _names(kind: str, count: int) -> tuple[str, ...]:

@@ -291,8 +291,6 @@ def fit_arguments(options: argparse.Namespace, recipe: Path, shards: Path, train
 
 def generation_seconds(recipe: Path, shards: Path, options: argparse.Namespace) -> float:
     """What the volumes will cost, from timing one pass of an untrained network of the recipe's shape."""
-    import inspect
-
     import yaml
 
     from datamodules.pairs import PairsDataModule
@@ -307,10 +305,7 @@ def generation_seconds(recipe: Path, shards: Path, options: argparse.Namespace) 
 
     settings = yaml.safe_load(recipe.read_text())
     data = PairsDataModule(str(shards), patch_px=settings["data"]["patch_px"], bin_px=settings["data"]["bin_px"])
-    linked = {name: getattr(data, name) for name in ("genes", "stains", "pixel_um", "intensity_range", "gene_sections")}
-    allowed = inspect.signature(GeneMorphModule).parameters
-    shape = {key: value for key, value in settings["model"].items() if key in allowed and key != "init_from"}
-    module = GeneMorphModule(**linked, patch_px=data.patch_px, bin_px=data.bin_px, **shape)
+    module = GeneMorphModule(data.inputs, **settings["model"] | {"init_from": None})
     brain = Brain.open(options.out / "brain.zarr")
     region = default_region(brain, data.patch_px, Box.parse(TEST, brain.canvas))
     device = choose_device(options.device)

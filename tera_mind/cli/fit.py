@@ -136,10 +136,10 @@ def _fit(arguments: Sequence[str]) -> None:
             parser.add_argument(
                 "--method", default=method, choices=list(MODULES), help="what is trained; says which keys `model` has"
             )
-            for name in ("genes", "stains", "pixel_um", "intensity_range", "gene_sections"):
-                parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
-            parser.link_arguments("data.patch_px", "model.patch_px")
-            parser.link_arguments("data.bin_px", "model.bin_px")
+            parser.link_arguments("data.inputs", "model.inputs", apply_on="instantiate")
+
+        def _parse_ckpt_path(self) -> None:
+            """Lightning would put a checkpoint's settings over those of this run, which count."""
 
         def before_fit(self) -> None:
             path = self.config["fit"]["ckpt_path"]

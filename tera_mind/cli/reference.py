@@ -8,7 +8,8 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from tera_mind.cli.names import check_own_packages
@@ -41,8 +42,8 @@ TRAINER = {
     "logger": "list of loggers, see below; Lightning's WandbLogger works offline too",
     "callbacks": "list of callbacks, see below",
 }
-#: keys of `model` that come from the data
-LINKED = {"genes", "stains", "pixel_um", "intensity_range", "gene_sections", "patch_px", "bin_px"}
+#: key of `model` that comes from the data
+LINKED = "inputs"
 TOP = """
 ## Beside the sections
 
@@ -65,20 +66,19 @@ def reference() -> str:
     check_own_packages()
     from datamodules.pairs import PairsDataModule
     from tera_mind.model.methods import TERA_MIND
-    from tera_mind.module import MODULES, MethodModule
+    from tera_mind.module import MODULES
 
     parts = [HEADING, TOP.replace("METHODS", ", ".join(f"`{name}`" for name in MODULES))]
-    parts.append(section("model", MODULES[TERA_MIND], leave_out=LINKED))
+    parts.append(section("model", MODULES[TERA_MIND]))
     parts.append(
         "\nGenes, stains, pixel size, intensity range, gene sections, `patch_px` and `bin_px` come from `data`.\n"
     )
+    shared = dict(settings(MODULES[TERA_MIND]))
     parts.append("\n## `model` of the other methods\n\nWith `--method NAME`, or `method: NAME` in a YAML file; ")
-    parts.append("`experiments/baselines/` holds their recipes. ")
-    shared = {name for name, _ in settings(MethodModule)} - {"info", "network"}
-    parts.append(f"All have the settings of training: {', '.join(f'`{name}`' for name in sorted(shared))}.\n")
+    parts.append("`experiments/baselines/` holds their recipes.\n")
     for name, module in MODULES.items():
         if name != TERA_MIND:
-            parts.append(section(name, module, leave_out=LINKED | shared, level=3, words=True))
+            parts.append(section(name, module, known=shared, level=3, words=True))
     parts.append(section("data", PairsDataModule))
     rows = "".join(f"| `{name}` | {words} |\n" for name, words in TRAINER.items())
     parts.append(
@@ -120,17 +120,20 @@ def section(
     title: str,
     owner: type,
     *,
-    leave_out: frozenset[str] | set[str] = frozenset(),
+    known: Mapping[str, str] = MappingProxyType({}),
     level: int = 2,
     words: bool = False,
 ) -> str:
-    """Heading, the class' own words where asked, and a table of its settings."""
+    """Heading, the class' own words where asked, and a table of its settings; those `known` by name and row by name."""
     lines = [f"\n{'#' * level} `{title}`\n"]
     if words:
         lines.append(f"\n{(inspect.getdoc(owner) or '').splitlines()[0]}\n")
-    rows = [row for name, row in settings(owner) if name not in leave_out]
-    if rows:
-        lines.append("\n| key | type | default | what |\n|---|---|---|---|\n" + "".join(rows))
+    rows = dict(settings(owner))
+    own = [row for name, row in rows.items() if known.get(name) != row]
+    if own:
+        lines.append("\n| key | type | default | what |\n|---|---|---|---|\n" + "".join(own))
+    if same := [f"`{name}`" for name, row in rows.items() if known.get(name) == row]:
+        lines.append(f"\nAs for `model`, with the same defaults: {', '.join(same)}.\n")
     return "".join(lines)
 
 
@@ -144,7 +147,7 @@ def settings(owner: type) -> Iterator[tuple[str, str]]:
     parameters = {name: one for init in made for name, one in inspect.signature(init).parameters.items()}
     for action in parser._actions:  # noqa: SLF001 (what argparse offers to look at)
         name = action.dest.removeprefix("of.")
-        if name == action.dest or name not in parameters:
+        if name in {action.dest, LINKED} or name not in parameters:
             continue
         default = parameters[name].default
         shown = "required" if default is inspect.Parameter.empty else json.dumps(default, default=str)

@@ -67,12 +67,13 @@ def _check_shape(task: Task, settings: dict[str, Any]) -> None:
     """Refuse a network whose sizes do not fit; panel and sections, which only the shards tell, stand at small ones."""
     import torch
 
+    from tera_mind.model.inputs import Inputs
     from tera_mind.module import MODULES
 
-    given: dict[str, Any] = {"genes": ["a", "b"], "stains": ["c", "d"], "pixel_um": 1.0, "gene_sections": 1}
-    given |= {"intensity_range": {}, "patch_px": settings["data"]["patch_px"], "bin_px": settings["data"]["bin_px"]}
+    grid = {key: settings["data"][key] for key in ("patch_px", "bin_px")}
+    inputs = Inputs(("a", "b"), ("c", "d"), pixel_um=1.0, intensity_range={}, gene_sections=1, **grid)
     try:
         with torch.device("meta"):  # shapes alone, no memory
-            MODULES[settings["method"]](**settings["model"] | given | {"init_from": None})
+            MODULES[settings["method"]](inputs, **settings["model"] | {"init_from": None})
     except TeraMindError as error:
         raise InputError(f"{task.name}: {error}") from None

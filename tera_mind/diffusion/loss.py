@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from tera_mind.diffusion.process import diffuse, target
+from tera_mind.model.blocks import OnPatches
 from tera_mind.model.collage import counts_to_patches, to_patches
 from tera_mind.model.config import Prediction
 
@@ -25,17 +26,30 @@ class Loss:
     parts: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Crops:
+    """What the loss of a batch is computed from, all on one device."""
+
+    #: in [-1, 1], two patches a side
+    image: Float[Tensor, "b stain section y x"]
+    #: transcripts of the same crops
+    counts: Float[Tensor, "b gene gene_section bin_y bin_x"]
+    #: where there is a section; elsewhere x_t is the constant outside value, without noise
+    inside: Bool[Tensor, "b section y x"]
+    #: a timestep a crop
+    t: Integer[Tensor, " b"]
+    #: standard normal
+    noise: Float[Tensor, "b stain section y x"]
+    #: of the schedule's timesteps
+    alpha_bar: Float[Tensor, " timesteps"]
+
+
 @runtime_checkable
-class DualPathNetwork(Protocol):
-    """A network that encodes patches by themselves and decodes them in place and half a patch later."""
+class DualPathNetwork(OnPatches, Protocol):
+    """A network that encodes patches by themselves and decodes them in place and half a patch later.
 
-    @property
-    def patch_px(self) -> int:
-        """Side of a small patch; a crop is two of them a side."""
-
-    @property
-    def bin_px(self) -> int:
-        """Side of a gene bin."""
+    A crop is two of its patches a side.
+    """
 
     def __call__(
         self, x: Tensor, t: Tensor, counts: Tensor, *, patch_path: bool = True
@@ -44,42 +58,26 @@ class DualPathNetwork(Protocol):
 
 
 def _noisy(
-    image: Float[Tensor, "b stain section y x"],
-    inside: Bool[Tensor, "b section y x"],
-    t: Integer[Tensor, " b"],
-    noise: Float[Tensor, "b stain section y x"],
-    alpha_bar: Float[Tensor, " timesteps"],
-    prediction: Prediction,
+    crops: Crops, prediction: Prediction
 ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b c y x"], Bool[Tensor, "b c y x"]]:
     """x_t, which is the constant outside value without noise where there is no section; the target; the mask."""
-    a = alpha_bar[t][:, None, None, None]
-    within = inside[:, None].expand_as(image).flatten(1, 2)
-    clean, eps = image.flatten(1, 2), noise.flatten(1, 2)
+    a = crops.alpha_bar[crops.t][:, None, None, None]
+    within = crops.inside[:, None].expand_as(crops.image).flatten(1, 2)
+    clean, eps = crops.image.flatten(1, 2), crops.noise.flatten(1, 2)
     x_t = torch.where(within, diffuse(clean, eps, a), torch.full_like(clean, OUTSIDE))
     return x_t, target(prediction, clean, eps, a), within
 
 
-def dual_path_loss(
-    network: DualPathNetwork,
-    image: Float[Tensor, "b stain section y x"],
-    counts: Float[Tensor, "b gene gene_section bin_y bin_x"],
-    inside: Bool[Tensor, "b section y x"],
-    t: Integer[Tensor, " b"],
-    noise: Float[Tensor, "b stain section y x"],
-    alpha_bar: Float[Tensor, " timesteps"],
-    prediction: Prediction,
-    patch_weight: float = 1.0,
-) -> Loss:
+def dual_path_loss(network: DualPathNetwork, crops: Crops, prediction: Prediction, patch_weight: float = 1.0) -> Loss:
     """patch_weight * mean((target - patch path)^2 * inside) + mean((target - boundary path)^2) on the centre.
 
-    image and noise: crops of two patches a side, image in [-1, 1]. Where `inside` is false x_t is the constant
-    outside value, without noise; the means still divide by all pixels. A boundary path with a margin is judged on
-    its whole output, masked alike.
+    The means divide by all pixels, outside ones too. A boundary path with a margin is judged on its whole output,
+    masked alike.
     """
     side = network.patch_px
-    x_t, wanted, within = _noisy(image, inside, t, noise, alpha_bar, prediction)
-    patches, patch_counts = to_patches(x_t, side), counts_to_patches(counts, side // network.bin_px)
-    patch_output, boundary_output = network(patches, t, patch_counts, patch_path=patch_weight > 0)
+    x_t, wanted, within = _noisy(crops, prediction)
+    patches, patch_counts = to_patches(x_t, side), counts_to_patches(crops.counts, side // network.bin_px)
+    patch_output, boundary_output = network(patches, crops.t, patch_counts, patch_path=patch_weight > 0)
     crop = side - boundary_output.shape[-1] // 2
     centre = (..., slice(crop, 2 * side - crop), slice(crop, 2 * side - crop))
     error = (wanted[centre] - boundary_output.float()) * within[centre].float()
@@ -91,17 +89,8 @@ def dual_path_loss(
     return Loss(patch_weight * patch + boundary, {"boundary": boundary, "patch": patch})
 
 
-def crop_loss(
-    network: nn.Module,
-    image: Float[Tensor, "b stain section y x"],
-    counts: Float[Tensor, "b gene gene_section bin_y bin_x"],
-    inside: Bool[Tensor, "b section y x"],
-    t: Integer[Tensor, " b"],
-    noise: Float[Tensor, "b stain section y x"],
-    alpha_bar: Float[Tensor, " timesteps"],
-    prediction: Prediction,
-) -> Loss:
+def crop_loss(network: nn.Module, crops: Crops, prediction: Prediction) -> Loss:
     """mean((target - network(x_t, t, counts))^2 * inside) over whole crops; the mean divides by all pixels."""
-    x_t, wanted, within = _noisy(image, inside, t, noise, alpha_bar, prediction)
-    error = (wanted - network(x_t, t, counts).float()) * within.float()
+    x_t, wanted, within = _noisy(crops, prediction)
+    error = (wanted - network(x_t, crops.t, crops.counts).float()) * within.float()
     return Loss(error.square().mean())

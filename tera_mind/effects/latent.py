@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tera_mind.analysis.latents import USUAL, Spread, eigenvalue_score
-from tera_mind.analysis.sums import Sums
 from tera_mind.effects.zones import INSIDE, Zones
 from tera_mind.geometry import Box, SectionGroup
-from tera_mind.metrics.tiles.frechet import MIN_TILES, Moments, distance
+from tera_mind.metrics.tiles.frechet import MIN_TILES, distance, gaussian
 from tera_mind.model.collage import counts_to_patches
+from tera_mind.sums import Sums
 
 #: patches a side of what is encoded at once
 _PATCHES = 8
@@ -61,7 +61,7 @@ def frechet(first: Sums | None, second: Sums | None) -> float | None:
     """Squared Frechet distance of two populations of features; None with fewer than `MIN_TILES` patches."""
     if first is None or second is None or min(first.n, second.n) < MIN_TILES:
         return None
-    return distance(*(Moments(each.n, each.total, each.outer).gaussian() for each in (first, second)))
+    return distance(gaussian(first), gaussian(second))
 
 
 def scores(populations: Mapping[str, Sums | None]) -> dict[str, Any]:

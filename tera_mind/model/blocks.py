@@ -16,13 +16,8 @@ from torch import Tensor
 from tera_mind.geometry import Box
 
 
-@runtime_checkable
-class BlockNetwork(Protocol):
-    """Denoises blocks of any number of patches; every sampler and every diffusion method meet here.
-
-    A block's output depends on its own pixels and bins and on those at most `halo_px` around them, and on nothing
-    else: that is what makes tiled generation exact.
-    """
+class OnPatches(Protocol):
+    """The grid of a network's inputs and outputs."""
 
     @property
     def patch_px(self) -> int:
@@ -30,11 +25,18 @@ class BlockNetwork(Protocol):
 
     @property
     def bin_px(self) -> int:
-        """Side of a gene bin; divides `patch_px` and `halo_px`."""
+        """Side of a gene bin; divides `patch_px`."""
+
+
+class OnBlocks(OnPatches, Protocol):
+    """What the two kinds have in common; `isinstance` asks for these properties too."""
 
     @property
     def halo_px(self) -> int:
-        """How far around a block one pass looks."""
+        """How far around a block one pass looks, at counts and, where it is given one, at the image.
+
+        A multiple of `bin_px`.
+        """
 
     @property
     def channels(self) -> int:
@@ -42,7 +44,16 @@ class BlockNetwork(Protocol):
 
     @property
     def training(self) -> bool:
-        """Whether dropout is live, which a sampler refuses."""
+        """Whether dropout and the like are live, which a sampler refuses."""
+
+
+@runtime_checkable
+class BlockNetwork(OnBlocks, Protocol):
+    """Denoises blocks of any number of patches; every sampler and every diffusion method meet here.
+
+    A block's output depends on its own pixels and bins and on those at most `halo_px` around them, and on nothing
+    else: that is what makes tiled generation exact.
+    """
 
     def predict(
         self,
@@ -67,7 +78,7 @@ class NoisePlane:
 
 
 @runtime_checkable
-class Painter(Protocol):
+class Painter(OnBlocks, Protocol):
     """Paints blocks of any number of patches in one pass; the methods without steps meet here.
 
     Noise is not drawn inside: a painter names the planes of numbers that a window takes, each on the grid of its own
@@ -75,28 +86,8 @@ class Painter(Protocol):
     """
 
     @property
-    def patch_px(self) -> int:
-        """Side of a patch; regions and blocks are whole patches."""
-
-    @property
-    def bin_px(self) -> int:
-        """Side of a gene bin; divides `patch_px` and `halo_px`."""
-
-    @property
-    def halo_px(self) -> int:
-        """How far around a block the counts are needed."""
-
-    @property
-    def channels(self) -> int:
-        """Stains times image sections; channel = stain * sections + section."""
-
-    @property
     def tile_exact(self) -> bool:
         """Whether a region painted in tiles is the region painted at once."""
-
-    @property
-    def training(self) -> bool:
-        """Whether dropout and the like are live, which a sampler refuses."""
 
     def noise_planes(self, bins: Box) -> Sequence[NoisePlane]:
         """What noise a window takes, a plane a layer, always the same number of them; none for a method without noise.

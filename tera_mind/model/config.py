@@ -79,24 +79,30 @@ class BlockConfig(ABC):
 
 
 @dataclass(frozen=True)
-class ModelConfig(BlockConfig):
-    """Sizes of the gene-morph network; the defaults are the published ones. A training crop is two patches a side.
-
-    Raises `InputError` where sizes do not fit together or the panel is too large for a dense pyramid.
-    """
+class UNetShape(BlockConfig):
+    """Sizes that every UNet on patches has; the defaults are the published ones of Tera-MIND."""
 
     base_channels: int = 64
     #: one entry a resolution level, finest first
     channel_mult: tuple[int, ...] = (1, 2, 4, 8)
     res_blocks: int = 2
     time_channels: int = 512
-    #: gene-pyramid widths from the second coarsest level to the finest; the coarsest has `gene_rank` or G
+    #: gene-pyramid widths from the second coarsest level to the finest; the coarsest has G, or `gene_rank`
     pyramid_channels: tuple[int, ...] = (128, 64, 32)
     #: resolution (side of a patch in pixels) at which encoder and decoder attend
     attention_px: int = 16
     dropout: float = 0.1
     #: how counts enter: as they are (published) or as log(1 + count)
     count_transform: CountTransform = "counts"
+
+
+@dataclass(frozen=True)
+class ModelConfig(UNetShape):
+    """Sizes of the gene-morph network; the defaults are the published ones. A training crop is two patches a side.
+
+    Raises `InputError` where sizes do not fit together or the panel is too large for a dense pyramid.
+    """
+
     #: width of a low-rank first pyramid convolution; None is the published dense one
     gene_rank: int | None = None
     #: add the counts to the output of the gene-gene block (the published block has no residual)

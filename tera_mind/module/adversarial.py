@@ -8,15 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float, Integer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from tera_mind.diffusion.keyed import keyed_noise
-from tera_mind.diffusion.loss import Loss
+from tera_mind.diffusion.loss import Crops, Loss
 from tera_mind.geometry import Box
-from tera_mind.model.blocks import NoisePlane
-from tera_mind.model.checkpoint import CheckpointInfo
+from tera_mind.model.blocks import Painter
+from tera_mind.model.config import BlockConfig
+from tera_mind.model.inputs import Inputs
 from tera_mind.module.base import VALIDATION, Batch, MethodModule
 
 #: what random numbers are for; the numbers below 3 are taken by `tera_mind.module.base`
@@ -26,19 +27,8 @@ FREE = 6
 
 
 @runtime_checkable
-class Generator(Protocol):
-    """What a generator offers its training; the first plane of its noise is z."""
-
-    @property
-    def halo_px(self) -> int:
-        """How far around an image the counts are needed."""
-
-    @property
-    def bin_px(self) -> int:
-        """Side of a gene bin."""
-
-    def noise_planes(self, bins: Box) -> Sequence[NoisePlane]:
-        """z, then what the layers take."""
+class Generator(Painter, Protocol):
+    """What a generator offers its training beside painting; the first plane of its noise is z."""
 
     def styles(self, z: Tensor) -> Tensor:
         """(n, layer, style) of (n, style)."""
@@ -56,6 +46,12 @@ class AdversarialModule(MethodModule):
 
     Gradients are averaged over processes here, once an optimiser step, since each step touches one of the two networks
     only; so the ordinary `ddp` strategy is enough.
+
+    Args:
+        discriminator: judges the images of the generator.
+        learning_rate: rate of both Adams.
+        init_from: checkpoint whose generator training starts from; its panel must be this one.
+        seed: seed of all that is drawn.
     """
 
     #: whether counts get a jitter of U(0, 1) in training, and its mean in validation
@@ -63,15 +59,15 @@ class AdversarialModule(MethodModule):
 
     def __init__(
         self,
-        info: CheckpointInfo,
+        inputs: Inputs,
+        model: BlockConfig,
         network: nn.Module,
         discriminator: nn.Module,
-        *,
         learning_rate: float,
-        init_from: str | None,
-        seed: int,
+        init_from: str | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(info, network, learning_rate=learning_rate, init_from=init_from, seed=seed)
+        super().__init__(inputs, model, network, "x0", learning_rate=learning_rate, init_from=init_from, seed=seed)
         self.automatic_optimization = False
         self.discriminator = discriminator
 
@@ -123,23 +119,14 @@ class AdversarialModule(MethodModule):
         assert isinstance(self.network, Generator)
         return self.network
 
-    def objective(
-        self,
-        network: nn.Module,
-        image: Float[Tensor, "b stain section y x"],
-        counts: Float[Tensor, "b gene gene_section bin_y bin_x"],
-        inside: Bool[Tensor, "b section y x"],
-        t: Integer[Tensor, " b"],
-        noise: Float[Tensor, "b stain section y x"],
-        alpha_bar: Float[Tensor, " timesteps"],
-    ) -> Loss:
+    def objective(self, network: nn.Module, crops: Crops) -> Loss:
         """Both adversarial losses at z and noise of zero: the work of a step, its regularisers left out."""
-        del inside, t, noise, alpha_bar
         assert isinstance(network, Generator)
-        discriminator = copy.deepcopy(self.discriminator).to(image.device)
-        real, own = self._middle(image.flatten(1, 2), network.halo_px), self._middle(counts, self._rim)
+        counts, device = crops.counts, crops.image.device
+        discriminator = copy.deepcopy(self.discriminator).to(device)
+        real, own = self._middle(crops.image.flatten(1, 2), network.halo_px), self._middle(counts, self._rim)
         z, *planes = (
-            torch.zeros(len(counts), plane.box.height, plane.box.width, device=counts.device)
+            torch.zeros(len(counts), plane.box.height, plane.box.width, device=device)
             for plane in network.noise_planes(Box(0, counts.shape[-2], 0, counts.shape[-1]))
         )
         fake = network.synthesise(counts, network.styles(z[:, 0]), planes)

@@ -10,15 +10,17 @@ from typing import Any, ClassVar, Literal
 import lightning
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float, Integer
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 
 from tera_mind.diffusion.keyed import keyed_noise, keyed_timesteps
-from tera_mind.diffusion.loss import Loss
+from tera_mind.diffusion.loss import Crops, Loss
 from tera_mind.diffusion.schedule import alpha_bars
 from tera_mind.errors import InputError
 from tera_mind.model.checkpoint import CheckpointInfo, load_checkpoint
+from tera_mind.model.config import BlockConfig, Prediction
+from tera_mind.model.inputs import Inputs
 
 Batch = Mapping[str, Tensor]
 Decay = Literal["constant", "cosine"]
@@ -35,8 +37,10 @@ class MethodModule(lightning.LightningModule, ABC):
     resumed run, another number of workers or (without dropout) of processes trains on the same numbers.
 
     Args:
-        info: what the checkpoint will say of the network.
+        inputs: what the data say of the network's inputs, linked from the data.
+        model: sizes of the network.
         network: the network.
+        prediction: what its output means.
         learning_rate: peak learning rate of AdamW (published: Adam 2e-5).
         weight_decay: decoupled weight decay; 0 makes AdamW the published Adam.
         warmup_steps: optimiser steps of linear warm-up.
@@ -52,8 +56,10 @@ class MethodModule(lightning.LightningModule, ABC):
 
     def __init__(
         self,
-        info: CheckpointInfo,
+        inputs: Inputs,
+        model: BlockConfig,
         network: nn.Module,
+        prediction: Prediction,
         learning_rate: float = 2e-5,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
@@ -74,29 +80,31 @@ class MethodModule(lightning.LightningModule, ABC):
                 "init_from": init_from,
                 "seed": seed,
                 "compile": compile,
+                "prediction": prediction,
+                **model.to_dict(),
             }
         )
         if not 0 < decay_share <= 1:
             raise InputError(f"decay_share must be in (0, 1], got {decay_share}")
-        self.info, self.network = info, network
+        self.network = network
+        self.info = CheckpointInfo(
+            method=self.METHOD,
+            model=model,
+            prediction=prediction,
+            genes=inputs.genes,
+            stains=inputs.stains,
+            pixel_um=inputs.pixel_um,
+            intensity_range=dict(inputs.intensity_range),
+        )
         if init_from is not None:
             start = load_checkpoint(init_from)
-            start.info.require_same_inputs(info)
+            start.info.require_same_inputs(self.info)
             network.load_state_dict(start.network.state_dict())
         self.register_buffer("alpha_bar", torch.from_numpy(alpha_bars()).float(), persistent=False)
 
     @abstractmethod
-    def objective(
-        self,
-        network: nn.Module,
-        image: Float[Tensor, "b stain section y x"],
-        counts: Float[Tensor, "b gene gene_section bin_y bin_x"],
-        inside: Bool[Tensor, "b section y x"],
-        t: Integer[Tensor, " b"],
-        noise: Float[Tensor, "b stain section y x"],
-        alpha_bar: Float[Tensor, " timesteps"],
-    ) -> Loss:
-        """Loss of a network of this method on crops at timesteps t; all tensors lie on one device."""
+    def objective(self, network: nn.Module, crops: Crops) -> Loss:
+        """Loss of a network of this method, on the device of the crops."""
 
     def setup(self, stage: str) -> None:
         del stage
@@ -118,15 +126,9 @@ class MethodModule(lightning.LightningModule, ABC):
         image: Float[Tensor, "b stain section y x"] = batch["image"]
         noise = keyed_noise((self.hparams["seed"], purpose), batch["number"], image.shape[1:], image.device)
         assert isinstance(self.alpha_bar, Tensor)
-        return self.objective(
-            self.network,
-            image,
-            batch["genes"],
-            batch["inside"],
-            t.to(image.device, non_blocking=True),
-            noise,
-            self.alpha_bar,
-        )
+        t = t.to(image.device, non_blocking=True)
+        crops = Crops(image, batch["genes"], batch["inside"], t, noise, self.alpha_bar)
+        return self.objective(self.network, crops)
 
     def seed_dropout(self, batch_idx: int) -> None:
         """Key what torch draws in a step by batches seen, not by call order, so that a resumed run draws the same."""
@@ -202,24 +204,3 @@ class MethodModule(lightning.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tera_mind"] = self.info.to_dict()
-
-
-def described(
-    method: str,
-    model: Any,
-    prediction: Any,
-    genes: list[str],
-    stains: list[str],
-    pixel_um: float,
-    intensity_range: Mapping[str, Any],
-) -> CheckpointInfo:
-    """What a checkpoint says, from the settings that the data and the recipe give."""
-    return CheckpointInfo(
-        method=method,
-        model=model,
-        prediction=prediction,
-        genes=tuple(genes),
-        stains=tuple(stains),
-        pixel_um=pixel_um,
-        intensity_range={stain: (float(low), float(high)) for stain, (low, high) in intensity_range.items()},
-    )

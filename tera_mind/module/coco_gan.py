@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from tera_mind.baselines.coco_gan import (
 )
 from tera_mind.diffusion.keyed import keyed_noise
 from tera_mind.diffusion.loss import Loss
+from tera_mind.model.inputs import Inputs
 from tera_mind.module.adversarial import FREE, AdversarialModule
-from tera_mind.module.base import Batch, described
+from tera_mind.module.base import Batch
 
 #: what random numbers are for: the place between a real and a generated image
 _BETWEEN = FREE
@@ -35,13 +37,6 @@ class CocoGanModule(AdversarialModule):
     -D(G(z)) and the same error on its own (equations 2 to 5 of the paper).
 
     Args:
-        genes: panel, linked from the data.
-        stains: stains, linked from the data.
-        pixel_um: pixel size in micrometres, linked from the data.
-        intensity_range: raw value of 0 and 255 for each stain, linked from the data.
-        gene_sections: gene sections in a window, linked from the data.
-        patch_px: half a crop of the data module, a micro patch, linked from the data.
-        bin_px: side of a gene bin, linked from the data.
         latent_channels: width of the latent z.
         channels: widths of the generator, from 2 px features to a sample a pixel.
         discriminator_channels: widths of the discriminator, from a sample a pixel on.
@@ -51,21 +46,13 @@ class CocoGanModule(AdversarialModule):
         discriminator_rate: rate of the discriminator.
         penalty_weight: weight of the gradient penalty.
         coordinate_weight: weight of the coordinate head's squared error.
-        init_from: checkpoint whose generator training starts from; its panel must be this one.
-        seed: seed of z and of the gradient penalty.
     """
 
     METHOD = COCO_GAN
 
     def __init__(
         self,
-        genes: list[str],
-        stains: list[str],
-        pixel_um: float,
-        intensity_range: dict[str, list[float]],
-        gene_sections: int = 4,
-        patch_px: int = 32,
-        bin_px: int = 16,
+        inputs: Inputs,
         latent_channels: int = 128,
         channels: list[int] = [1024, 512, 256, 128, 64],  # noqa: B006 (never changed; prints well in YAML)
         discriminator_channels: list[int] = [64, 128, 256, 512, 512],  # noqa: B006
@@ -75,36 +62,24 @@ class CocoGanModule(AdversarialModule):
         discriminator_rate: float = 4e-4,
         penalty_weight: float = 10.0,
         coordinate_weight: float = 100.0,
-        init_from: str | None = None,
-        seed: int = 0,
+        **training: Any,
     ) -> None:
         config = CocoGanConfig(
-            genes=len(genes),
-            stains=len(stains),
-            gene_sections=gene_sections,
-            patch_px=GRID * patch_px,
-            bin_px=bin_px,
+            **replace(inputs, patch_px=GRID * inputs.patch_px).sizes,
             latent_channels=latent_channels,
             channels=tuple(channels),
             discriminator_channels=tuple(discriminator_channels),
             spade_channels=spade_channels,
             head_channels=head_channels,
         )
-        super().__init__(
-            described(self.METHOD, config, "x0", genes, stains, pixel_um, intensity_range),
-            CocoGan(config),
-            CocoGanDiscriminator(config),
-            learning_rate=learning_rate,
-            init_from=init_from,
-            seed=seed,
-        )
+        super().__init__(inputs, config, CocoGan(config), CocoGanDiscriminator(config), learning_rate, **training)
         self.penalty_weight, self.coordinate_weight = penalty_weight, coordinate_weight
         own = {
             "discriminator_rate": discriminator_rate,
             "penalty_weight": penalty_weight,
             "coordinate_weight": coordinate_weight,
         }
-        self.save_hyperparameters(config.to_dict() | own)
+        self.save_hyperparameters(own)
 
     def adams(self) -> tuple[dict[str, Any], dict[str, Any]]:
         both = {"betas": (0.0, 0.999), "eps": 1e-8}

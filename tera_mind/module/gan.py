@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,9 @@ from tera_mind.baselines.stylegan2.losses import (
 )
 from tera_mind.diffusion.keyed import keyed_noise
 from tera_mind.diffusion.loss import Loss
-from tera_mind.model.checkpoint import CheckpointInfo
+from tera_mind.errors import InputError
+from tera_mind.model.config import BlockConfig
+from tera_mind.model.inputs import Inputs
 from tera_mind.module.adversarial import FREE, AdversarialModule
 from tera_mind.module.base import Batch
 
@@ -38,6 +41,11 @@ class GanModule(AdversarialModule):
 
     Non-saturating loss, R1 every 16 steps and path length every 4, both as steps of their own and in float32 whatever
     the precision.
+
+    Args:
+        learning_rate: rate of both Adams.
+        r1_gamma: weight of the gradient penalty on real images; 0 leaves it out.
+        path_weight: weight of the path length; 0 leaves it out.
     """
 
     JITTERED: ClassVar[bool] = True
@@ -46,17 +54,17 @@ class GanModule(AdversarialModule):
 
     def __init__(
         self,
-        info: CheckpointInfo,
+        inputs: Inputs,
+        model: BlockConfig,
         network: nn.Module,
         discriminator: nn.Module,
-        *,
-        learning_rate: float,
-        r1_gamma: float,
-        path_weight: float,
-        init_from: str | None,
-        seed: int,
+        learning_rate: float = 2e-3,
+        r1_gamma: float = 10.0,
+        path_weight: float = 2.0,
+        **training: Any,
     ) -> None:
-        super().__init__(info, network, discriminator, learning_rate=learning_rate, init_from=init_from, seed=seed)
+        super().__init__(inputs, model, network, discriminator, learning_rate, **training)
+        self.save_hyperparameters({"r1_gamma": r1_gamma, "path_weight": path_weight})
         self.r1_gamma, self.path_weight = r1_gamma, path_weight
         self.register_buffer("path_mean", torch.zeros(()))
 
@@ -105,6 +113,17 @@ class GanModule(AdversarialModule):
             mean = self.everywhere(moved_mean(self.path_mean, lengths))
             self.path_mean = torch.where(mean.isfinite(), mean, self.path_mean)  # a bad step must not outlive itself
             return (lengths - self.path_mean).square().mean()
+
+
+def without_halo(inputs: Inputs, method: str, halo_bins: int) -> Inputs:
+    """The inputs of a method whose images are crops without a rim of bins; `InputError` where nothing is left."""
+    halo_px = halo_bins * inputs.bin_px
+    if inputs.patch_px <= halo_px:
+        raise InputError(
+            f"{method} needs {halo_bins} bins of genes around an image: data.patch_px must be more than {halo_px} "
+            f"with bins of {inputs.bin_px} px, got {inputs.patch_px}; take a larger patch_px or smaller bins"
+        )
+    return replace(inputs, patch_px=inputs.patch_px - halo_px)
 
 
 def _lazy_adam(rate: float, every: int) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +11,8 @@ from torch import Tensor
 from tera_mind.baselines.ms_pie import MS_PIE, MsPie, MsPieConfig, MsPieDiscriminator
 from tera_mind.errors import InputError
 from tera_mind.model.config import CountTransform
-from tera_mind.module.base import Batch, described
+from tera_mind.model.inputs import Inputs
+from tera_mind.module.base import Batch
 from tera_mind.module.gan import GanModule
 
 #: what the random numbers of sizes are for; smaller numbers are taken by `tera_mind.module.base` and `.gan`
@@ -23,13 +26,6 @@ class MsPieModule(GanModule):
     batch and on all processes. Validation sees whole crops.
 
     Args:
-        genes: panel, linked from the data.
-        stains: stains, linked from the data.
-        pixel_um: pixel size in micrometres, linked from the data.
-        intensity_range: raw value of 0 and 255 for each stain, linked from the data.
-        gene_sections: gene sections in a window, linked from the data.
-        patch_px: side of a patch, linked from the data; a crop, the largest image, is two of them.
-        bin_px: side of a gene bin, linked from the data.
         channels: widths of generator and discriminator, one a resolution, from a sample a bin to a sample a pixel.
         position_channels: channels of the positions at the head, a multiple of 4.
         style_channels: width of z and w.
@@ -38,24 +34,13 @@ class MsPieModule(GanModule):
         discriminator_genes: channels of a gene map that the discriminator sees beside the image; 0: none.
         head_bins: sides of the head in bins that training draws from, from a quarter of a crop's to a crop's.
         head_shares: how often each is drawn, in their order.
-        learning_rate: rate of both Adams.
-        r1_gamma: weight of the gradient penalty on real images; 0 leaves it out.
-        path_weight: weight of the path length; 0 leaves it out.
-        init_from: checkpoint whose generator training starts from; its panel must be this one.
-        seed: seed of z, noise, jitter and sizes.
     """
 
     METHOD = MS_PIE
 
     def __init__(
         self,
-        genes: list[str],
-        stains: list[str],
-        pixel_um: float,
-        intensity_range: dict[str, list[float]],
-        gene_sections: int = 4,
-        patch_px: int = 128,
-        bin_px: int = 32,
+        inputs: Inputs,
         channels: list[int] = [512, 512, 512, 512, 512, 256],  # noqa: B006 (never changed; prints well in YAML)
         position_channels: int = 512,
         style_channels: int = 512,
@@ -64,18 +49,10 @@ class MsPieModule(GanModule):
         discriminator_genes: int = 0,
         head_bins: list[int] = [4, 6, 8],  # noqa: B006
         head_shares: list[float] = [0.5, 0.25, 0.25],  # noqa: B006
-        learning_rate: float = 2e-3,
-        r1_gamma: float = 10.0,
-        path_weight: float = 2.0,
-        init_from: str | None = None,
-        seed: int = 0,
+        **training: Any,
     ) -> None:
         config = MsPieConfig(
-            genes=len(genes),
-            stains=len(stains),
-            gene_sections=gene_sections,
-            patch_px=patch_px,
-            bin_px=bin_px,
+            **inputs.sizes,
             channels=tuple(channels),
             position_channels=position_channels,
             style_channels=style_channels,
@@ -87,22 +64,12 @@ class MsPieModule(GanModule):
         if not head_bins or not most / 4 <= min(head_bins) <= max(head_bins) <= most:  # the judge halves that often
             raise InputError(
                 f"head_bins must be between {-(-most // 4)} and {most} bins, a quarter and the whole of a crop of "
-                f"{2 * patch_px} px, got {head_bins}; take another patch_px or other bins"
+                f"{2 * inputs.patch_px} px, got {head_bins}; take another patch_px or other bins"
             )
         if len(head_shares) != len(head_bins) or min(head_shares) < 0 or abs(sum(head_shares) - 1) > 1e-6:
             raise InputError(f"head_shares needs one share a size that add up to 1, got {head_shares}")
-        super().__init__(
-            described(self.METHOD, config, "x0", genes, stains, pixel_um, intensity_range),
-            MsPie(config),
-            MsPieDiscriminator(config),
-            learning_rate=learning_rate,
-            r1_gamma=r1_gamma,
-            path_weight=path_weight,
-            init_from=init_from,
-            seed=seed,
-        )
-        own = {"r1_gamma": r1_gamma, "path_weight": path_weight, "head_bins": head_bins, "head_shares": head_shares}
-        self.save_hyperparameters(config.to_dict() | own)
+        super().__init__(inputs, config, MsPie(config), MsPieDiscriminator(config), **training)
+        self.save_hyperparameters({"head_bins": head_bins, "head_shares": head_shares})
         self.head_bins, self.head_shares = head_bins, head_shares
 
     def head(self, step: int, bins: int) -> tuple[int, int, int]:

@@ -20,11 +20,11 @@ import numpy as np
 from tera_mind import __version__
 from tera_mind.analysis.interventions.algebra import Spectrum, spectrum
 from tera_mind.analysis.interventions.masks import EVERYWHERE, Mask
-from tera_mind.analysis.sums import Sums
 from tera_mind.errors import FormatError, InputError, MissingFileError, PanelMismatchError
 from tera_mind.formats.atomic import atomic_file
 from tera_mind.formats.brain import Brain, gene_bins
 from tera_mind.geometry import Box
+from tera_mind.sums import Sums
 
 VERSION = 1
 #: counts in memory at once

@@ -12,14 +12,14 @@ only at equal numbers, and with the distance between two real regions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 
 from tera_mind.metrics.tiles.jackknife import Groups, Jackknife, jackknife
+from tera_mind.sums import Sums
 
 #: fewest tiles for which the distance is given
 MIN_TILES = 16
@@ -42,46 +42,22 @@ class Gaussian(NamedTuple):
     rest: float
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Sums over tiles, float64: number, sum (feature,), and sum of outer products (feature, feature).
+def gaussian(sums: Sums, space: FeatureSpace | None = None) -> Gaussian:
+    """Mean and unbiased covariance of the tiles in the sums, at least two: full, or shrunk to a feature space."""
+    mean = sums.mean
+    covariance = (sums.outer - sums.n * np.outer(mean, mean)) / (sums.n - 1)
+    if space is None:
+        return Gaussian(mean, covariance, 0.0)
+    leading = space.axes.T @ covariance @ space.axes
+    return Gaussian(mean, leading, max(0.0, float(np.trace(covariance) - np.trace(leading))))
 
-    Sums of parts merge to the sums of the whole, in any grouping and up to rounding.
-    """
 
-    n: int
-    total: Float64[np.ndarray, " feature"]
-    outer: Float64[np.ndarray, "feature feature"]
-
-    @classmethod
-    def of(cls, features: Features) -> Moments:
-        """Sums of feature rows."""
-        rows = features.astype(np.float64)
-        return cls(len(rows), rows.sum(axis=0), rows.T @ rows)
-
-    def add(self, features: Features) -> Moments:
-        """These sums with more rows."""
-        return self.merge(Moments.of(features))
-
-    def merge(self, other: Moments) -> Moments:
-        """The sums of both parts."""
-        return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer)
-
-    def gaussian(self, space: FeatureSpace | None = None) -> Gaussian:
-        """Mean and unbiased covariance: full, or shrunk to a feature space. Needs at least two tiles."""
-        mean = self.total / self.n
-        covariance = (self.outer - self.n * np.outer(mean, mean)) / (self.n - 1)
-        if space is None:
-            return Gaussian(mean, covariance, 0.0)
-        leading = space.axes.T @ covariance @ space.axes
-        return Gaussian(mean, leading, max(0.0, float(np.trace(covariance) - np.trace(leading))))
-
-    def space(self, components: int) -> FeatureSpace:
-        """The directions in which these tiles vary most."""
-        mean, covariance, _ = self.gaussian()
-        last = len(mean) - 1
-        _, vectors = scipy.linalg.eigh(covariance, subset_by_index=(max(0, last + 1 - components), last))
-        return FeatureSpace(mean, vectors[:, ::-1])
+def leading_space(sums: Sums, components: int) -> FeatureSpace:
+    """The directions in which the tiles in the sums vary most."""
+    mean, covariance, _ = gaussian(sums)
+    last = len(mean) - 1
+    _, vectors = scipy.linalg.eigh(covariance, subset_by_index=(max(0, last + 1 - components), last))
+    return FeatureSpace(mean, vectors[:, ::-1])
 
 
 def gaussian_of(features: Features, space: FeatureSpace) -> Gaussian:
@@ -164,7 +140,7 @@ def feature_space(real: Features, components: int) -> FeatureSpace:
     """The `components` directions in which real tiles vary most."""
     origin = real.mean(axis=0, dtype=np.float64)
     # about their mean, so that the covariance keeps its digits; its few leading vectors cost less than all of the SVD's
-    return Moments.of(real - origin).space(components)._replace(origin=origin)
+    return leading_space(Sums.of(real - origin), components)._replace(origin=origin)
 
 
 def frechet_distance(first: Features, second: Float[np.ndarray, "other feature"], space: FeatureSpace) -> float:

@@ -27,10 +27,6 @@ class Sums:
         wide = np.asarray(rows, np.float64)
         return Sums(len(wide), wide.sum(axis=0), wide.T @ wide)
 
-    @staticmethod
-    def none(features: int) -> Sums:
-        return Sums(0, np.zeros(features), np.zeros((features, features)))
-
     def merge(self, other: Sums) -> Sums:
         return Sums(self.n + other.n, self.total + other.total, self.outer + other.outer)
 
