@@ -209,6 +209,9 @@ def test_seeds_become_mean_and_spread(folders: Path) -> None:
         assert (score.low is not None) == bool(array)
         assert score.seeds == 3
     assert [(name, places) for name, places in figures.varied(result)] == [("steps", {"5": 5.0, "15": 15.0})]
+    # other networks have other sizes and steps, which nobody varied
+    aligned.entries[1].runs[0].settings["generation"]["method"] = "rival"
+    assert figures.varied(result) == []
 
 
 def test_every_figure_is_drawn(folders: Path) -> None:

@@ -300,7 +300,7 @@ def generation_seconds(recipe: Path, shards: Path, options: argparse.Namespace) 
     from tera_mind.geometry import Box
     from tera_mind.model.checkpoint import Checkpoint
     from tera_mind.model.devices import choose_device, choose_precision
-    from tera_mind.module import GeneMorphModule
+    from tera_mind.module import MODULES
     from tera_mind.sampling.estimate import time_pass
     from tera_mind.sampling.job import Generation, block_of, default_region
     from tera_mind.sampling.launch import Launch, plan_of
@@ -308,9 +308,10 @@ def generation_seconds(recipe: Path, shards: Path, options: argparse.Namespace) 
     settings = yaml.safe_load(recipe.read_text())
     data = PairsDataModule(str(shards), patch_px=settings["data"]["patch_px"], bin_px=settings["data"]["bin_px"])
     linked = {name: getattr(data, name) for name in ("genes", "stains", "pixel_um", "intensity_range", "gene_sections")}
-    allowed = inspect.signature(GeneMorphModule).parameters
+    made = MODULES[settings.get("method", "tera-mind")]  # as `fit` chooses
+    allowed = inspect.signature(made).parameters
     shape = {key: value for key, value in settings["model"].items() if key in allowed and key != "init_from"}
-    module = GeneMorphModule(**linked, patch_px=data.patch_px, bin_px=data.bin_px, **shape)
+    module = made(**linked, patch_px=data.patch_px, bin_px=data.bin_px, **shape)
     brain = Brain.open(options.out / "brain.zarr")
     region = default_region(brain, data.patch_px, Box.parse(TEST, brain.canvas))
     device = choose_device(options.device)

@@ -1,4 +1,7 @@
-"""A comparison as LaTeX: a table with booktabs rules for each group of metrics, to be read by another document."""
+"""A comparison as LaTeX: a table with booktabs rules for each group of metrics, to be read by another document.
+
+A table of many columns is shrunk to the page's width where it is wider.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from tera_mind.report.words import DASH, MINUS, TIMES
 
 #: more columns than this take the width of the page, in smaller type
 NARROW = 4
+#: a box no wider than the page
+SHRINK = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{"
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -47,11 +52,12 @@ def escape(text: str) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    """Tables, one a group of metrics; the document needs the package booktabs."""
+    """Tables, one a group of metrics; the document needs the packages booktabs and graphicx."""
     names = comparison.names
     wide = len(names) > NARROW
     environment, size = ("table*", r"\scriptsize\setlength{\tabcolsep}{3pt}") if wide else ("table", r"\small")
-    parts = ["% needs \\usepackage{booktabs}; made by tera-mind compare"]
+    shrink, end = (SHRINK, "}") if wide else ("", "")
+    parts = ["% needs \\usepackage{booktabs,graphicx}; made by tera-mind compare"]
     for group, pairs in comparison.rows():
         body = []
         for metric, stain in pairs:
@@ -67,13 +73,13 @@ def latex(comparison: Comparison) -> str:
                     rf"\centering{size}",
                     rf"\caption{{{_caption(comparison, group)}}}",
                     rf"\label{{tab:compare-{'-'.join(re.findall('[a-z]+', group.lower()))}}}",
-                    rf"\begin{{tabular}}{{ll{'r' * len(names)}}}",
+                    rf"{shrink}\begin{{tabular}}{{ll{'r' * len(names)}}}",
                     r"\toprule",
                     " & ".join(head) + r" \\",
                     r"\midrule",
                     *(" & ".join(line) + r" \\" for line in body),
                     r"\bottomrule",
-                    r"\end{tabular}",
+                    rf"\end{{tabular}}{end}",
                     rf"\end{{{environment}}}",
                 ]
             )
