@@ -214,7 +214,8 @@ def test_planted_runs_become_tables_tests_pictures_and_a_report(tmp_path, capsys
     assert said.startswith("again, and into W&B: tera-mind compare --group ours=")
 
 
-def test_splits_are_compared_apart_and_what_is_not_done_is_left_out(tmp_path, capsys):
+def test_splits_are_compared_apart_and_what_is_not_done_is_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tera_mind.report.comparison.figures.draw_all", lambda *_: [])
     plan, _ = planted_sweep(tmp_path, ("a", "b"))
     for run in plan.runs:
         if run.settings == {"x": 1, "method": "ours", "split": "b"}:

@@ -38,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
         prog="tera-mind demo",
         description=(
             "Tissue in, report out: ingest, shards, training on the left 60 % of the tissue, generation of the unseen\n"
-            "right 40 % from its genes, with controls, evaluation, and a report. Without --input it simulates tissue."
+            "right 40 % from its genes, with controls, evaluation, and a report. Without --input it simulates tissue,\n"
+            "and training starts from weights that were made on other simulated tissue."
         ),
         epilog=(
             "examples:\n"
@@ -296,6 +297,7 @@ def generation_seconds(recipe: Path, shards: Path, options: argparse.Namespace) 
     import yaml
 
     from datamodules.pairs import PairsDataModule
+    from tera_mind.cli.fit import method_asked
     from tera_mind.formats.brain import Brain
     from tera_mind.geometry import Box
     from tera_mind.model.checkpoint import Checkpoint
@@ -308,7 +310,7 @@ def generation_seconds(recipe: Path, shards: Path, options: argparse.Namespace) 
     settings = yaml.safe_load(recipe.read_text())
     data = PairsDataModule(str(shards), patch_px=settings["data"]["patch_px"], bin_px=settings["data"]["bin_px"])
     linked = {name: getattr(data, name) for name in ("genes", "stains", "pixel_um", "intensity_range", "gene_sections")}
-    made = MODULES[settings.get("method", "tera-mind")]  # as `fit` chooses
+    made = MODULES[method_asked(["-c", str(recipe)], MODULES)]
     allowed = inspect.signature(made).parameters
     shape = {key: value for key, value in settings["model"].items() if key in allowed and key != "init_from"}
     module = made(**linked, patch_px=data.patch_px, bin_px=data.bin_px, **shape)

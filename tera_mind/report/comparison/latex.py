@@ -53,16 +53,21 @@ def escape(text: str) -> str:
 
 def latex(comparison: Comparison) -> str:
     """Tables, one a group of metrics; the document needs the packages booktabs and graphicx."""
-    names = comparison.names
-    wide = len(names) > NARROW
+    wide = len(comparison.names) > NARROW
     environment, size = ("table*", r"\scriptsize\setlength{\tabcolsep}{3pt}") if wide else ("table", r"\small")
     shrink, end = (SHRINK, "}") if wide else ("", "")
     parts = ["% needs \\usepackage{booktabs,graphicx}; made by tera-mind compare"]
     for group, pairs in comparison.rows():
+        # real tissue has few of the metrics: a column of nothing only makes the others smaller
+        names = [
+            entry.name
+            for entry in comparison.entries
+            if entry.competes or any(comparison.score(entry.name, *pair) is not None for pair in pairs)
+        ]
         body = []
         for metric, stain in pairs:
+            first = next(s for name in comparison.names if (s := comparison.score(name, metric, stain)) is not None)
             scores = [comparison.score(name, metric, stain) for name in names]
-            first = next(score for score in scores if score is not None)
             cells = ["" if score is None else cell(comparison, score) for score in scores]
             body.append([escape(label(metric, first.better, first.unit)), escape(stain), *cells])
         head = ["Metric", "Stain", *map(escape, names)]
@@ -93,7 +98,7 @@ def cell(comparison: Comparison, score: Score) -> str:
     text = escape(value)
     text = rf"\textbf{{{text}}}" if score.rank == 1 else rf"\underline{{{text}}}" if score.rank == 2 else text
     test = comparison.test(score.entry, score.metric, score.stain)
-    if test is not None and test.verdict in {"better", "worse"}:
+    if test is not None and score.value is not None and test.verdict in {"better", "worse"}:
         text += r"$^{*}$"
     return text + (rf"{{\tiny$\pm${escape(half)}}}" if half else "")
 
