@@ -79,6 +79,14 @@ def test_correlations_are_averaged_over_seeds_and_resampled() -> None:
     assert spread == pytest.approx(np.std([np.corrcoef(real, row)[0, 1] for row in far], ddof=1))
 
 
+def test_methods_of_different_numbers_of_seeds_are_tested_by_their_means() -> None:
+    random = np.random.default_rng(4)
+    three, one = random.normal(0.5, 1, (3, 30)), random.normal(0, 1, (1, 30))
+    found = paired_test(three, one, np.arange(30), better="higher", resamples=200)
+    expected = paired_test(three.mean(axis=0)[None], one, np.arange(30), better="higher", resamples=200)
+    assert (found.difference, found.p) == pytest.approx((expected.difference, expected.p))
+
+
 def test_neighbours_that_repeat_each_other_do_not_make_a_difference_surer() -> None:
     """Sixteen copies of every place: resampled one by one the interval would shrink by four."""
     random = np.random.default_rng(2)

@@ -164,7 +164,9 @@ def planted_sweep(folder, split=("",)):
     return plan, brain
 
 
-def test_planted_runs_become_tables_tests_pictures_and_a_report(tmp_path, capsys):
+def test_planted_runs_become_tables_tests_pictures_and_a_report(tmp_path, capsys, monkeypatch):
+    draw = "tera_mind.report.comparison.figures.draw_all"  # tests/test_compare.py draws the others
+    monkeypatch.setattr(draw, lambda comparison, _: [pictures.same_region(comparison)])
     plan, _ = planted_sweep(tmp_path)
     assert write_results(plan) == 0
     out = plan.out / "comparison"
