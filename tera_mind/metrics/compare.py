@@ -113,7 +113,8 @@ def paired_test(
 ) -> PairedTest:
     """Test means over places (signed-rank), or where `real` is given correlations with it (bootstrap).
 
-    Rows are seeds of one method, which are averaged; the two may have different numbers of them. Places where anything is not finite are left out.
+    Rows are seeds of one method, which are averaged; the two may have different numbers of them. Places where anything
+    is not finite are left out.
     """
     kept = _finite(first, real) & _finite(second, real)
     n, sign = int(kept.sum()), 1.0 if better == "higher" else -1.0
