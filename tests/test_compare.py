@@ -79,6 +79,14 @@ def test_correlations_are_averaged_over_seeds_and_resampled() -> None:
     assert spread == pytest.approx(np.std([np.corrcoef(real, row)[0, 1] for row in far], ddof=1))
 
 
+def test_methods_of_different_numbers_of_seeds_are_tested_by_their_means() -> None:
+    random = np.random.default_rng(4)
+    three, one = random.normal(0.5, 1, (3, 30)), random.normal(0, 1, (1, 30))
+    found = paired_test(three, one, np.arange(30), better="higher", resamples=200)
+    expected = paired_test(three.mean(axis=0)[None], one, np.arange(30), better="higher", resamples=200)
+    assert (found.difference, found.p) == pytest.approx((expected.difference, expected.p))
+
+
 def test_neighbours_that_repeat_each_other_do_not_make_a_difference_surer() -> None:
     """Sixteen copies of every place: resampled one by one the interval would shrink by four."""
     random = np.random.default_rng(2)
@@ -209,6 +217,9 @@ def test_seeds_become_mean_and_spread(folders: Path) -> None:
         assert (score.low is not None) == bool(array)
         assert score.seeds == 3
     assert [(name, places) for name, places in figures.varied(result)] == [("steps", {"5": 5.0, "15": 15.0})]
+    # other networks have other sizes and steps, which nobody varied
+    aligned.entries[1].runs[0].settings["generation"]["method"] = "rival"
+    assert figures.varied(result) == []
 
 
 def test_every_figure_is_drawn(folders: Path) -> None:
@@ -312,17 +323,22 @@ def test_latex_is_balanced_and_escaped(written: Path) -> None:
     )
 
 
-def test_the_same_command_gives_the_same_files(folders: Path, tmp_path: Path) -> None:
+def test_the_same_command_gives_the_same_files(tmp_path: Path) -> None:
+    small = {"stains": ("DAPI",), "sections": (0, 1), "faults": {"generated": 0.0}}
+    runs = [str(write_metrics_folder(tmp_path / name, seed=seed, **small)) for seed, name in enumerate(("one", "two"))]
     contents = []
     for name in ("a", "b"):
-        arguments = [str(folders / "ours"), str(folders / "rival"), "--resamples", "50", "--out", str(tmp_path / name)]
+        arguments = [*runs, "--resamples", "50", "--out", str(tmp_path / name)]
         assert command.run(arguments) == 0
         files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
         contents.append([(path.name, path.read_bytes()) for path in files])
     assert contents[0] == contents[1]
 
 
-def test_formats_dry_run_and_terminal(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_formats_dry_run_and_terminal(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "draw_all", lambda *_: [])  # drawn by other tests
     base = ["compare", str(folders / "ours"), str(folders / "rival"), "--resamples", "50", "--out", str(tmp_path / "o")]
     assert main([*base, "--dry-run"]) == 0
     words = capsys.readouterr().out
@@ -334,6 +350,8 @@ def test_formats_dry_run_and_terminal(folders: Path, tmp_path: Path, capsys: pyt
     words = capsys.readouterr().out
     assert "▲" in words  # ours is better than its rival
     assert "against rival" in words
+    table = words[words.index("metric") :].splitlines()
+    assert len({len(line) for line in table if line.startswith("│")}) == 1  # a file's table is not broken into lines
     one = ["compare", str(folders / "ours"), "--reference", "ridge", "--resamples", "50", "--format", "md"]
     assert main([*one, "--out", str(tmp_path / "p")]) == 0
     assert "against Ridge" in capsys.readouterr().out

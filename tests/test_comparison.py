@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from tiny_training import ROOT
 from tera_mind.cli.main import main
 from tera_mind.cli.sweep import write_results
 from tera_mind.cli.sweep_check import check_commands, check_metrics
+from tera_mind.cli.sweep_compare import write_comparisons
 from tera_mind.errors import InputError
 from tera_mind.formats.volume import Volume, VolumeAttributes
 from tera_mind.geometry import Box
@@ -81,6 +83,10 @@ def test_all_methods_on_the_same_shards_and_budget_with_every_control(name, tmp_
 
 def test_the_swap_trains_on_one_supporting_brain_and_tests_on_the_other(tmp_path):
     plan = planned("swap", tmp_path)
+    # the same methods, at the same steps, as in the comparison
+    alike = [{key: run.settings[key] for key in ("method", "file", "steps")} for run in plan.runs]
+    own = [dict(point) for point in read_sweep(MAIN).points]
+    assert alike == own * 2
     for run in plan.runs:
         train, test = run.settings["train"], run.settings["test"]
         assert {train, test} == {"609882", "609889"}
@@ -130,9 +136,11 @@ def planted_sweep(folder, split=("",)):
     plan = make_plan(read_sweep(path), folder / "out")
     for run in plan.runs:
         method = run.settings["method"]
-        if method == "absent":
-            continue
         fit, task = plan.task(run, "fit"), plan.task(run, "evaluate")
+        if method == "absent":
+            fit.folder.mkdir(parents=True, exist_ok=True)
+            Marker(fit.fingerprint, fit.words, "failed", 1, 1.0).write(fit.folder)
+            continue
         image = np.clip(real(brain).astype(int) + SHIFT[method], 0, 255).astype(np.uint8)
         made = volume(task.folder / "volume.zarr", brain, image)
         write_metrics_folder(
@@ -145,7 +153,8 @@ def planted_sweep(folder, split=("",)):
         fit.folder.mkdir(parents=True, exist_ok=True)
         fit.makes.touch()
         record = {
-            "format": "run", "version": 1, "method": method, "parameters": 10 + SHIFT[method], "tile_exact": True,
+            "format": "run", "version": 1, "method": f"of {method}", "processes": 2,
+            "parameters": 10 + SHIFT[method], "tile_exact": True,
             "halo_px": 0, "global_step": 7, "device": "cpu", "precision": "32-true", "status": "finished",
             "started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-02T00:00:30+00:00",
         }  # fmt: skip
@@ -155,43 +164,78 @@ def planted_sweep(folder, split=("",)):
     return plan, brain
 
 
-def test_planted_runs_become_tables_tests_pictures_and_a_report(tmp_path, capsys):
+def test_planted_runs_become_tables_tests_pictures_and_a_report(tmp_path, capsys, monkeypatch):
+    draw = "tera_mind.report.comparison.figures.draw_all"  # tests/test_compare.py draws the others
+    monkeypatch.setattr(draw, lambda comparison, _: [pictures.same_region(comparison)])
     plan, _ = planted_sweep(tmp_path)
     assert write_results(plan) == 0
     out = plan.out / "comparison"
     content = json.loads((out / "comparison.json").read_text())
     assert content["reference"] == "ours"
     assert [e["name"] for e in content["entries"] if e["method"] == "generated"] == ["ours", "rival"]
+    assert [e["name"] for e in content["entries"]][2:] == ["Ridge", "Mean image", "Real", "Real vs real"]
+    assert content["notes"][0] == "Not compared, because not done: absent (fit failed)."
     assert all(len(e["runs"]) == 2 for e in content["entries"] if e["method"] == "generated")
     psnr = [test for test in content["tests"] if (test["metric"], test["stain"]) == ("psnr", "DAPI")]
-    assert [(test["entry"], test["verdict"]) for test in psnr] == [("rival", "worse")]
+    assert [test["entry"] for test in psnr] == ["rival", "Ridge", "Mean image"]
+    assert psnr[0]["verdict"] == "worse"
     assert psnr[0]["p_holm"] < 0.05
     assert "figures/same_region.png" in (out / "compare.md").read_text()
     assert Image.open(out / "figures" / "same_region.png").width > 500
     with (out / "capacity.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert sorted((line["method"], line["parameters"], line["seconds"]) for line in lines) == [
-        *[("ours", "10", "86430")] * 2,
-        *[("rival", "50", "86430")] * 2,
+    assert sorted((line["name"], line["method"], line["parameters"], line["seconds"]) for line in lines) == [
+        *[("ours", "of ours", "10", "86430")] * 2,
+        *[("rival", "of rival", "50", "86430")] * 2,
     ]
-    assert "| rival | 50 | yes | 0 | 2 | 7, 7 | 86430, 86430 | cpu |" in (out / "capacity.md").read_text()
+    capacity = (out / "capacity.md").read_text()
+    assert capacity.startswith("Declared budget of each training: 3 steps.\n")  # the override, not the recipe's 1
+    assert "| rival | 50 | yes | 0 | 2 | 7, 7 | 24, 24 | 2 x cpu |" in capacity
+    with (out / "controls.csv").open() as file:
+        scores = {line["method"]: line for line in csv.DictReader(file)}
+    for name in ("ours", "rival"):
+        seeds = [
+            {row["method"]: row["value"] for row in found if (row["metric"], row["stain"]) == ("psnr", "DAPI")}
+            for found in (
+                json.loads(plan.task(run, "evaluate").makes.read_text())["table"]
+                for run in plan.runs
+                if run.settings["method"] == name
+            )
+        ]
+        for made in ("generated", "shuffled", "zeroed"):
+            assert float(scores[name][made]) == pytest.approx(np.mean([seed[made] for seed in seeds]))
     report = json.loads((out / "wandb_report.json").read_text())["report"]
     grids = [block for block in report["blocks"] if block["class"] == "PanelGrid"]
     shown = [metric for panel in grids[-1]["panels"] for metric in panel["metrics"]]
     assert "compare/psnr/DAPI" in shown
-    assert grids[0]["runsets"][0]["filters"] == "Group == 'comparison'"  # as `compare --wandb` groups by its folder
+    # as `compare --wandb` groups by its folder; training runs of the same group are no lines of the comparison
+    assert grids[0]["runsets"][0]["filters"] == "Group == 'comparison' and JobType == 'compare'"
+    assert grids[0]["panels"][0]["media_keys"] == ["compare/same_region"]
+    assert all(panel["max_runs_to_show"] > len(content["entries"]) for panel in grids[-1]["panels"])
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith("again, and into W&B: tera-mind compare --group ours=")
 
 
-def test_splits_are_compared_apart_and_what_is_not_done_is_left_out(tmp_path, capsys):
+def test_splits_are_compared_apart_and_what_is_not_done_is_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tera_mind.report.comparison.figures.draw_all", lambda *_: [])
     plan, _ = planted_sweep(tmp_path, ("a", "b"))
     for run in plan.runs:
         if run.settings == {"x": 1, "method": "ours", "split": "b"}:
             plan.task(run, "evaluate").makes.unlink()
     assert main(["sweep", str(plan.sweep.path), "--out", str(plan.out), "--collect"]) == 0
     assert {path.name for path in (plan.out / "comparison").iterdir()} == {"split=a"}
-    assert "no comparison of split=b: it needs ours and one more that is done" in capsys.readouterr().out
+    assert "no comparison of split=b: it needs at least two that are done, there are 1" in capsys.readouterr().out
+
+
+def test_without_the_reference_the_others_are_compared_and_the_page_says_so(tmp_path, monkeypatch):
+    plan, _ = planted_sweep(tmp_path)
+    monkeypatch.setattr("tera_mind.report.comparison.figures.draw_all", lambda *_: [])
+    table = replace(plan.sweep.table, compare="absent")
+    write_comparisons(replace(plan, sweep=replace(plan.sweep, table=table)))
+    content = json.loads((plan.out / "comparison" / "comparison.json").read_text())
+    assert content["reference"] == "rival"  # the first of the file
+    assert "Tested against rival, in place of absent, which is not done." in content["notes"]
+    assert {test["entry"] for test in content["tests"]} == {"ours", "Ridge", "Mean image"}
 
 
 def test_the_reference_must_be_a_value_of_the_setting(tmp_path):

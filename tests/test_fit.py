@@ -72,9 +72,8 @@ def test_no_recipe_is_left_out():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_loads_and_instantiates(recipe, large_shards, tmp_path, capsys, monkeypatch):
+    assert yaml.safe_load(RECIPES[recipe][-1].read_text())["trainer"]["default_root_dir"].endswith(recipe)
     arguments = [part for path in RECIPES[recipe] for part in ("-c", str(path))]
-    assert exit_code(["fit", *arguments, "--print_config"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["default_root_dir"].endswith(recipe)
     arguments += [f"--data.shards={large_shards}", f"--trainer.default_root_dir={tmp_path}"]
     assert exit_code(["fit", *arguments, "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)

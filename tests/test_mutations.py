@@ -74,8 +74,9 @@ def _spatialdata(folder: Path) -> list[Path]:
 
 #: where other formats keep their rows; "": they are no rows
 TABLES = {"cosmx": "_tx_file.csv", "table": "spots.csv", "bil": "detected_transcripts.csv", "published": ""}
-#: all of their mutations only among the slow tests
-COSTLY = (*TABLES, "spatialdata")
+#: one mutation of so many among the quick tests, all of them among the slow ones
+EVERY = {"merscope": 3, "xenium": 3}
+EVERY_OTHER = 8
 #: a new format has its builder beside the other tiny folders, and a line above
 FORMATS: dict[str, Format] = {
     "merscope": Format(_merscope, "detected_transcripts.csv"),
@@ -135,12 +136,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", [name for name in COSTLY if name in FORMATS])
+@pytest.mark.parametrize("name", FORMATS)
 def test_some_mutated_folders(name, tmp_path):
-    survive(name, tmp_path, every=8)
+    survive(name, tmp_path, every=EVERY.get(name, EVERY_OTHER))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in COSTLY else ()) for n in FORMATS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
 def test_mutated_folders(name, tmp_path):
     survive(name, tmp_path, every=1)
 

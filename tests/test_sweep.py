@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sweep_case import FILE, ROOT, calls, stand_in, write_sweep
+from sweep_case import FILE, ROOT, SWEEP, calls, stand_in, write_sweep
 from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
 from tera_mind.cli.sweep import run as sweep_command
@@ -45,6 +45,30 @@ def test_stages_that_would_be_alike_are_done_once(tmp_path):
     assert words["shards"] == f"shards {out}/shared/brain/brain --zg 4 --make {out}/shared/shards/sections=2_zg=4/s"
     assert words["fit"].startswith(f"fit -c {tmp_path}/recipe.yaml --trainer.max_steps=3 --data.shards {out}/shared/sh")
     assert plan.task(run, "paint").folder == out / "runs" / "sections=2_zg=4_steps=5_seed=1" / "paint"
+
+
+def test_several_lists_are_multiplied_and_each_keeps_together(tmp_path):
+    lists = [[{"sections": 1, "zg": 1}, {"sections": 2, "zg": 4}], [{"steps": 4, "eta": 0}, {"steps": 5, "eta": 1}]]
+    paint = {"command": "paint {fit} --eta {eta} --make {here}/metrics.json", "makes": "metrics.json"}
+    plan = plan_of(tmp_path, list=lists, grid={}, stages=SWEEP["stages"] | {"paint": paint})
+    found = [tuple(run.settings.values()) for run in plan.runs if run.seed == 0]
+    assert found == [(1, 1, 4, 0), (1, 1, 5, 1), (2, 4, 4, 0), (2, 4, 5, 1)]
+    assert [len(plan.of_stage(name)) for name in ("brain", "shards", "fit", "paint")] == [1, 2, 4, 8]
+    assert set(wandb_definition(plan)["parameters"]) == {"sections", "steps", "seed"}
+    with pytest.raises(InputError, match="zg is in two lists"):
+        plan_of(tmp_path, list=[lists[0], [{"zg": 1}]])
+
+
+def test_a_recipe_that_a_command_reads_itself_is_followed_as_well(tmp_path):
+    fit = {"command": "fit -c {own} {recipe} --make {here}/last.ckpt", "makes": "last.ckpt"}
+    own, plans = tmp_path / "own.yaml", []
+    for text in ("a: 1", "a: 1", "a: 2"):
+        own.write_text(text)
+        values = {"size": "small", "own": str(own)}
+        plans.append(plan_of(tmp_path, values=values, stages=SWEEP["stages"] | {"fit": fit}))
+    prints = [[task.fingerprint for task in plan.of_stage("fit")] for plan in plans]
+    assert prints[0] == prints[1] != prints[2]
+    assert plans[0].of_stage("shards")[0].fingerprint == plans[2].of_stage("shards")[0].fingerprint
 
 
 def test_keys_of_the_recipe_reach_training(tmp_path):
@@ -223,6 +247,7 @@ def test_training_counts_as_done_when_it_says_so(tmp_path):
 def test_time_left_is_the_mean_of_each_stage(tmp_path):
     plan = plan_of(tmp_path)
     assert seconds_left(plan.tasks, {}, 1) is None
+    assert seconds_left(plan.tasks, {"brain": [1.0], "shards": [2.0]}, 1) is None  # they say nothing of training
     left = seconds_left([*plan.of_stage("fit"), *plan.of_stage("paint")], {"fit": [10.0, 30.0], "paint": [2.0]}, 2)
     assert left == pytest.approx((4 * 20 + 8 * 2) / 2)
 
@@ -236,7 +261,8 @@ def finished(tmp_path):
         score = 10 * run.settings["sections"] + run.settings["steps"] + run.seed / 10
         row = {"method": "generated", "metric": "psnr", "stain": "DAPI", "value": score, "low": score - 1}
         row |= {"high": score + 1, "unit": "dB", "better": "higher"}
-        task.makes.write_text(json.dumps({"table": [row | {"method": "ridge", "value": -1.0}, row]}))
+        other = {"method": "generated", "metric": "frechet", "stain": "DAPI", "value": float("nan")}  # no score
+        task.makes.write_text(json.dumps({"table": [row | {"method": "ridge", "value": -1.0}, row, other]}))
     plan.task(plan.runs[-1], "paint").makes.unlink()
     return plan
 
@@ -255,7 +281,9 @@ def test_table_and_figure(tmp_path, capsys):
     assert lines[5] == "| 2 | 4 | 5 | 1 of 2 | 25 |  |"
     assert sweep_command([str(tmp_path / FILE), "--out", str(plan.out), "--collect"]) == 0
     assert "7 of 8 runs" in capsys.readouterr().out
-    assert json.loads((plan.out / "sweep.json").read_text()) == table
+    text = (plan.out / "sweep.json").read_text()
+    assert json.loads(text) == table
+    assert "NaN" not in text
     assert (plan.out / "figure.png").read_bytes()[:4] == b"\x89PNG"
     assert (plan.out / "figure.pdf").read_bytes()[:4] == b"%PDF"
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tera_mind.report.comparison.scores import Comparison
     from tera_mind.report.comparison.style import Drawing
 
+#: bootstrap resamples of a comparison
+RESAMPLES = 10_000
 FORMATS = {"md": "compare.md", "csv": "compare.csv", "latex": "compare.tex"}
 
 _DESCRIPTION = """\
@@ -65,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="which tables to write, of %(default)s (default: all; comparison.json is always written)",
     )
-    parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="bootstrap resamples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the resampling (default: %(default)s)")
     parser.add_argument(
         "--wandb", metavar="PROJECT", help="log tables, figures and scalars to this W&B project as well"
@@ -82,8 +84,6 @@ def run(arguments: Sequence[str]) -> int:
         raise InputError("--resamples must be at least 1 and --seed at least 0")
     groups = parse_groups(options.group)
     # scipy and matplotlib take seconds to import: not before the arguments are known to be right
-    from rich.console import Console
-
     from tera_mind.report.comparison.places import Aligned
     from tera_mind.report.comparison.runs import load_entries
 
@@ -93,30 +93,48 @@ def run(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(plan_words(entries, reference, aligned, options.out, formats))
         return 0
-    writable(options.out)
     if options.wandb is not None:
         from tera_mind.report.comparison.tracking import check_wandb
 
         check_wandb()
-
-    from tera_mind.report.comparison.figures import draw_all
-
-    comparison = measure(entries, reference, aligned, options.resamples, options.seed)
-    drawings = draw_all(comparison, aligned)
-    write(options.out, comparison, drawings, formats)
-    # a file is as wide as it needs to be
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(terminal_table(comparison))
-    from tera_mind.report.comparison.text import how_tested
-
-    for note in (*comparison.notes, how_tested(comparison)):
-        console.print(note, style="dim", markup=False, highlight=False)
+    comparison, drawings = compare(
+        entries, reference, aligned, options.out, formats, resamples=options.resamples, seed=options.seed
+    )
     if options.wandb is not None:
         from tera_mind.report.comparison.tracking import log_comparison
 
         log_comparison(comparison, drawings, options.wandb, options.out)
-    print(f"comparison: {options.out / 'comparison.json'}")
     return 0
+
+
+def compare(
+    entries: Sequence[Entry],
+    reference: str,
+    aligned: Aligned,
+    out: Path,
+    formats: Sequence[str] = tuple(FORMATS),
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    notes: Sequence[str] = (),
+) -> tuple[Comparison, list[Drawing]]:
+    """Measure, test, draw, write into `out` and print; `notes` are sentences that stand before the comparison's own.
+
+    Raises `InputError` where `out` cannot be written, before anything is computed.
+    """
+    writable(out)
+    from tera_mind.report.comparison.figures import draw_all
+    from tera_mind.report.comparison.text import how_tested
+
+    found = measure(entries, reference, aligned, resamples, seed)
+    found = replace(found, notes=(*notes, *found.notes))
+    drawings = draw_all(found, aligned)
+    write(out, found, drawings, formats)
+    print_table(found)
+    for note in (*found.notes, how_tested(found)):
+        print(note)
+    print(f"comparison: {out / 'comparison.json'}")
+    return found, drawings
 
 
 def parse_formats(text: str) -> list[str]:
@@ -253,7 +271,31 @@ def write(out: Path, comparison: Comparison, drawings: Sequence[Drawing], format
         raise InputError(f"cannot write into {out} ({error}): name another folder with --out") from None
 
 
-def terminal_table(comparison: Comparison) -> Table:
+def print_table(comparison: Comparison) -> None:
+    """The table at its full width; on a screen that is narrower, in parts, the reference beside every part."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    # a file is as wide as it needs to be
+    full = Console(width=10_000)
+    if not sys.stdout.isatty():
+        full.print(terminal_table(comparison, comparison.names))
+        return
+    console, rest = Console(), [name for name in comparison.names if name != comparison.reference]
+    while True:
+        count = len(rest)
+        while True:
+            table = terminal_table(comparison, [comparison.reference, *rest[:count]])
+            if count <= 1 or Measurement.get(full, full.options, table).maximum <= console.width:
+                break
+            count -= 1
+        console.print(table)
+        rest = rest[count:]
+        if not rest:
+            return
+
+
+def terminal_table(comparison: Comparison, names: Sequence[str]) -> Table:
     """Metrics down, lines across; the best bold, the second underlined, and whether it differs from the reference."""
     from rich.table import Table
     from rich.text import Text
@@ -264,14 +306,14 @@ def terminal_table(comparison: Comparison) -> Table:
     table = Table(title="Comparison", caption="± half of the 95 % interval", header_style="bold")
     table.add_column("metric", min_width=24)
     table.add_column("stain")
-    for name in comparison.names:
+    for name in names:
         table.add_column(Text(name), justify="right")
     for group, pairs in comparison.rows():
         table.add_section()
         table.add_row(Text(group, style="bold dim"))
         for metric, stain in pairs:
-            scores = [comparison.score(name, metric, stain) for name in comparison.names]
-            first = next(score for score in scores if score is not None)
+            first = next(s for name in comparison.names if (s := comparison.score(name, metric, stain)) is not None)
+            scores = [comparison.score(name, metric, stain) for name in names]
             cells = []
             for score in scores:
                 value, half = ("", "") if score is None else printed(score.value, score.half)

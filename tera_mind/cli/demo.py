@@ -38,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
         prog="tera-mind demo",
         description=(
             "Tissue in, report out: ingest, shards, training on the left 60 % of the tissue, generation of the unseen\n"
-            "right 40 % from its genes, with controls, evaluation, and a report. Without --input it simulates tissue."
+            "right 40 % from its genes, with controls, evaluation, and a report. Without --input it simulates tissue,\n"
+            "and training starts from weights that were made on other simulated tissue."
         ),
         epilog=(
             "examples:\n"
@@ -294,18 +295,20 @@ def generation_seconds(recipe: Path, shards: Path, options: argparse.Namespace) 
     import yaml
 
     from datamodules.pairs import PairsDataModule
+    from tera_mind.cli.fit import method_asked
     from tera_mind.formats.brain import Brain
     from tera_mind.geometry import Box
     from tera_mind.model.checkpoint import Checkpoint
     from tera_mind.model.devices import choose_device, choose_precision
-    from tera_mind.module import GeneMorphModule
+    from tera_mind.module import MODULES
     from tera_mind.sampling.estimate import time_pass
     from tera_mind.sampling.job import Generation, block_of, default_region
     from tera_mind.sampling.launch import Launch, plan_of
 
     settings = yaml.safe_load(recipe.read_text())
     data = PairsDataModule(str(shards), patch_px=settings["data"]["patch_px"], bin_px=settings["data"]["bin_px"])
-    module = GeneMorphModule(data.inputs, **settings["model"] | {"init_from": None})
+    made = MODULES[method_asked(["-c", str(recipe)], MODULES)]
+    module = made(data.inputs, **settings["model"] | {"init_from": None})
     brain = Brain.open(options.out / "brain.zarr")
     region = default_region(brain, data.patch_px, Box.parse(TEST, brain.canvas))
     device = choose_device(options.device)

@@ -27,6 +27,8 @@ RESAMPLES = 10_000
 MIN_CELLS = 2
 
 Values = Float[np.ndarray, "seed unit"]
+#: of a method that may have another number of seeds
+OtherValues = Float[np.ndarray, "other unit"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def estimate(
 
 def paired_test(
     first: Values,
-    second: Values,
+    second: OtherValues,
     cells: Int[np.ndarray, " unit"],
     real: Float[np.ndarray, " unit"] | None = None,
     *,
@@ -111,7 +113,8 @@ def paired_test(
 ) -> PairedTest:
     """Test means over places (signed-rank), or where `real` is given correlations with it (bootstrap).
 
-    Rows are seeds of one method, which are averaged. Places where anything is not finite are left out.
+    Rows are seeds of one method, which are averaged; the two may have different numbers of them. Places where anything
+    is not finite are left out.
     """
     kept = _finite(first, real) & _finite(second, real)
     n, sign = int(kept.sum()), 1.0 if better == "higher" else -1.0

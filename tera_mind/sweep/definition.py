@@ -5,8 +5,8 @@
     recipe: ../../demo.yaml            # YAML for `tera-mind fit`, relative to this file
     overrides: {trainer.max_steps: 300}          # keys of the recipe, the same in every run
     values: {brain: brain.zarr}        # words for {brain} in the stages; `--set brain=...` gives others
-    list:                              # settings that change together ...
-      - {sections: 1, gene_sections: 1}
+    list:                              # settings that change together (several such lists: a list of them,
+      - {sections: 1, gene_sections: 1}          # every entry of one with every entry of the others) ...
       - {sections: 2, gene_sections: 4}
     grid: {model.dropout: [0.0, 0.1]}  # ... times every combination of these
     seeds: [0, 1]                      # times these
@@ -37,7 +37,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,8 @@ class Sweep:
     overrides: Mapping[str, Value]
     values: Mapping[str, Value]
     points: tuple[Mapping[str, Value], ...]
-    #: settings of the list: they change together, so a stage that uses one depends on all
-    tied: tuple[str, ...]
+    #: settings of each list: they change together, so a stage that uses one depends on all of its list
+    tied: tuple[tuple[str, ...], ...]
     seeds: tuple[int, ...]
     stages: tuple[Stage, ...]
     table: Table
@@ -134,7 +134,8 @@ def _parse(path: Path, raw: Any, given: Mapping[str, str]) -> Sweep:
     values = _mapping(raw.get("values", {}), "values")
     if lost := sorted(given.keys() - values.keys()):
         raise InputError(f"--set {lost[0]}: the file's values are {', '.join(values) or 'none'}")
-    points = tuple(_points(raw.get("list", [{}]), _mapping(raw.get("grid", {}), "grid")))
+    lists = _lists(raw.get("list", [{}]))
+    points = tuple(_points(lists, _mapping(raw.get("grid", {}), "grid")))
     if not points[0]:
         raise InputError("give what varies: a list or a grid")
     seeds = _seeds(raw.get("seeds", [0]))
@@ -152,7 +153,7 @@ def _parse(path: Path, raw: Any, given: Mapping[str, str]) -> Sweep:
         overrides,
         {**values, **given},
         points,
-        tuple(raw.get("list", [{}])[0]),
+        tuple(tuple(entries[0]) for entries in lists if entries[0]),
         seeds,
         stages,
         _table(raw["table"], {stage.name for stage in stages}, points),
@@ -175,21 +176,35 @@ def _mapping(raw: Any, what: str, keys: Iterable[str] | None = None) -> dict[str
     return raw
 
 
-def _points(listed: Any, grid: Mapping[str, Any]) -> Iterator[Mapping[str, Value]]:
-    if not isinstance(listed, list) or not listed:
-        raise InputError(f"list is a list of settings, got {listed!r}")
-    entries = [_mapping(entry, "an entry of list") for entry in listed]
-    if any(set(entry) != set(entries[0]) for entry in entries):
-        raise InputError("all entries of list must have the same keys")
+def _lists(raw: Any) -> list[list[dict[str, Value]]]:
+    """The one list of settings, or the several, each with entries of the same keys."""
+    nested = isinstance(raw, list) and bool(raw) and all(isinstance(entry, list) for entry in raw)
+    found = []
+    for listed in raw if nested else [raw]:
+        if not isinstance(listed, list) or not listed:
+            raise InputError(f"list is a list of settings, got {listed!r}")
+        entries = [_mapping(entry, "an entry of list") for entry in listed]
+        if any(set(entry) != set(entries[0]) for entry in entries):
+            raise InputError("all entries of list must have the same keys")
+        found.append(entries)
+    keys = [key for entries in found for key in entries[0]]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise InputError(f"{twice[0]} is in two lists")
+    return found
+
+
+def _points(lists: Sequence[Sequence[Mapping[str, Value]]], grid: Mapping[str, Any]) -> Iterator[Mapping[str, Value]]:
     for key, choices in grid.items():
         if not isinstance(choices, list) or not choices:
             raise InputError(f"grid: {key} needs a list of values, got {choices!r}")
-        if key in entries[0]:
+        if any(key in entries[0] for entries in lists):
             raise InputError(f"{key} is in both list and grid")
     seen = set()
-    for entry in entries:
+    for listed in itertools.product(*lists):
         for choice in itertools.product(*grid.values()):
-            point = entry | dict(zip(grid, choice, strict=True))
+            point = {key: value for entry in listed for key, value in entry.items()} | dict(
+                zip(grid, choice, strict=True)
+            )
             if (text := json.dumps(point)) in seen:
                 raise InputError(f"the same settings come twice: {text}")
             seen.add(text)

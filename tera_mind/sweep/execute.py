@@ -174,13 +174,14 @@ def last_line(log: Path) -> str:
 
 
 def seconds_left(todo: Sequence[Task], known: Mapping[str, Sequence[float]], jobs: int) -> float | None:
-    """Time for the tasks at the mean that their stage took so far (`known`: stage -> seconds); None: no idea."""
-    everything = [seconds for each in known.values() for seconds in each]
-    if not everything:
-        return None
-    usual = sum(everything) / len(everything)
+    """Time for the tasks at the mean that their stage took so far (`known`: stage -> seconds).
+
+    None where one of the stages has not been done yet: training says nothing of sampling, nor shards of training.
+    """
     total = 0.0
     for task in todo:
-        own = known.get(task.stage.name) or [usual]
+        own = known.get(task.stage.name)
+        if not own:
+            return None
         total += sum(own) / len(own)
     return total / max(1, min(jobs, len(todo)))

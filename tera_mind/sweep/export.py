@@ -17,12 +17,12 @@ from tera_mind.sweep.plan import Plan, Task
 def wandb_definition(plan: Plan, values: Sequence[str] = ()) -> dict[str, Any]:
     """What `wandb sweep` takes: every run is a `tera-mind sweep ... --only SETTINGS` that does all its stages.
 
-    Settings of a list change together, which a W&B grid cannot say; the first of them that is different in every entry
-    names the entry. `values` are NAME=VALUE words for `--set`. `InputError` where no setting tells the entries apart.
+    Settings of a list change together, which a W&B grid cannot say; the first that is different in every entry of
+    its list names it. `values` are NAME=VALUE words for `--set`. `InputError` where no setting tells the entries apart.
     """
     sweep = plan.sweep
-    names = [name for name in sweep.settings if name not in sweep.tied]
-    names += [_telling(sweep)] if sweep.tied else []
+    tied = {name for names in sweep.tied for name in names}
+    names = [name for name in sweep.settings if name not in tied] + [_telling(sweep, own) for own in sweep.tied]
     parameters: dict[str, Any] = {name: {"values": _choices(sweep, name)} for name in sweep.settings if name in names}
     parameters["seed"] = {"values": list(sweep.seeds)}
     options = ["--out", str(plan.out)]
@@ -50,10 +50,10 @@ def _choices(sweep: Sweep, name: str) -> list[Value]:
     return list({written(point[name]): point[name] for point in sweep.points}.values())
 
 
-def _telling(sweep: Sweep) -> str:
-    """The setting of the list whose value says which of its entries is meant."""
-    entries = {written([str(point[key]) for key in sweep.tied]) for point in sweep.points}
-    for name in sweep.tied:
+def _telling(sweep: Sweep, tied: Sequence[str]) -> str:
+    """The setting of a list whose value says which of its entries is meant."""
+    entries = {written([str(point[key]) for key in tied]) for point in sweep.points}
+    for name in tied:
         if len(_choices(sweep, name)) == len(entries):
             return name
     raise InputError("W&B grids have no lists: give every entry of list one setting that is different in all of them")

@@ -34,8 +34,9 @@ class Task:
     """A stage with its placeholders filled, which one or several runs need.
 
     `name` is also its folder below the sweep's: `runs/RUN/STAGE`, or `shared/STAGE/SETTINGS` where it serves several
-    settings. `fingerprint` covers the command, the recipe's content and the commands whose outputs it takes, wherever
-    the sweep lies; not the content of files and stores that `values` name, nor the version of the code.
+    settings. `fingerprint` covers the command, the content of the recipe and of other settings that it reads with -c,
+    and the commands whose outputs it takes, wherever the sweep lies; not the content of stores that `values` name, nor
+    the version of the code.
     """
 
     name: str
@@ -104,7 +105,7 @@ def _used(stage: Stage, sweep: Sweep) -> set[str]:
             used |= {name for name in sweep.settings if "." in name}
         elif place in sweep.settings or place == "seed":
             used.add(place)
-    return used | set(sweep.tied) if used & set(sweep.tied) else used
+    return used.union(*(names for names in sweep.tied if used & set(names)))
 
 
 def _task(
@@ -139,8 +140,18 @@ def _task(
     words = command(str(folder), recipe["-c"], {task.stage.name: str(task.makes) for task in needs})
     # the same wherever the sweep lies: places are named by what made them
     alike = command("{here}", recipe_hash, {task.stage.name: task.fingerprint for task in needs})
-    text = json.dumps([FINGERPRINT_VERSION, alike, stage.makes])
+    text = json.dumps([FINGERPRINT_VERSION, _by_content(alike), stage.makes])
     return Task(name, stage, folder, tuple(words), needs, hashlib.sha256(text.encode()).hexdigest(), [])
+
+
+def _by_content(words: Sequence[str]) -> list[str]:
+    """The command with the files of settings that training reads by what they hold instead of by their names."""
+    found = list(words)
+    for number, word in enumerate(words[:-1]):
+        path = Path(words[number + 1])
+        if words[0] == "fit" and word in {"-c", "--config"} and path.is_file():
+            found[number + 1] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 def select_runs(plan: Plan, wanted: Sequence[str]) -> list[Run]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from tera_mind.sweep.plan import Plan
 from tera_mind.sweep.state import state_of
 
 METHOD = "generated"
+#: a score and its interval
+ENDS = ("value", "low", "high")
 
 
 def collect(plan: Plan) -> dict[str, Any]:
@@ -32,15 +35,13 @@ def collect(plan: Plan) -> dict[str, Any]:
     for run in plan.runs:
         task = plan.task(run, table.stage)
         state = state_of(task)
-        rows = _rows(task.makes) if state == "done" else {}
+        rows = read_rows(task.makes) if state == "done" else {}
         values = []
         for key in table.metrics:
-            row = rows.get(key, {})
+            row = rows.get((METHOD, *key), {})
             if row:
-                units[key] = (row["unit"], row["better"])
-            values.append(
-                {"metric": key[0], "stain": key[1], **{end: row.get(end) for end in ("value", "low", "high")}}
-            )
+                units[key] = (row.get("unit") or "", row.get("better") or "none")
+            values.append({"metric": key[0], "stain": key[1], **{end: row.get(end) for end in ENDS}})
         record = {"run": run.name, "settings": dict(run.settings), "seed": run.seed, "status": state, "values": values}
         runs.append(record)
     metrics = [
@@ -58,14 +59,22 @@ def collect(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _rows(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """(metric, stain) -> row of the generated volume."""
+def read_rows(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """(method, metric, stain) -> row of a metrics.json, or of that in a folder; value, low and high finite or None."""
     file = path / "metrics.json" if path.is_dir() else path
     try:
         table = json.loads(file.read_text(encoding="utf-8"))["table"]
-        return {(row["metric"], row["stain"] or ""): row for row in table if row["method"] == METHOD}
+        return {
+            (row["method"], row["metric"], row.get("stain") or ""): row | {end: _finite(row.get(end)) for end in ENDS}
+            for row in table
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{file} is no metrics.json of `tera-mind evaluate`: {error}") from error
+
+
+def _finite(value: Any) -> float | None:
+    """A number, or None for what is none: NaN and infinity are no JSON and no score."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def write_tables(table: Mapping[str, Any], out: Path) -> list[Path]:
@@ -82,12 +91,11 @@ def as_csv(table: Mapping[str, Any]) -> str:
     names = [column(metric) for metric in table["metrics"]]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    ends = ("value", "low", "high")
-    heads = [name if end == "value" else f"{name}/{end}" for name in names for end in ends]
+    heads = [name if end == "value" else f"{name}/{end}" for name in names for end in ENDS]
     writer.writerow(["run", *table["settings"], "seed", "status", *heads])
     for run in table["runs"]:
         settings = [written(run["settings"][name]) for name in table["settings"]]
-        found = ["" if value[end] is None else value[end] for value in run["values"] for end in ends]
+        found = ["" if value[end] is None else value[end] for value in run["values"] for end in ENDS]
         writer.writerow([run["run"], *settings, run["seed"], run["status"], *found])
     return file.getvalue()
 

@@ -27,8 +27,8 @@ from tera_mind.report.glossary import FIDELITY, LOOKS, NUCLEI, SHAPES, metric_wo
 
 #: feature distances, the paper's own first
 DISTANCES = ("sfid", "fid", "frechet")
-#: settings of a volume that do not change what it shows: its noise, and how many patches were computed at once
-NO_RECIPE = frozenset({"seed", "block"})
+#: settings of a volume that do not change what it shows: its noise, and how much was computed at once
+NO_RECIPE = frozenset({"seed", "block", "micro_batch", "patches_at_once"})
 #: more sections than this are lines without markers
 MARKED_SECTIONS = 12
 #: bands of more entries than this would hide each other
@@ -51,7 +51,8 @@ def draw_all(comparison: Comparison, aligned: Aligned) -> list[Drawing]:
 def fidelity(comparison: Comparison, aligned: Aligned) -> Drawing | None:
     """PSNR, SSIM and the feature distance of every entry and stain, with the spread over patches."""
     palette, entries = Palette(comparison.entries), [e for e in comparison.entries if e.competes]
-    metrics = [m for m in ("psnr", "ssim", _distance(comparison)) if any(s.metric == m for s in comparison.scores)]
+    measured = {s.metric for s in comparison.scores if s.value is not None}
+    metrics = [m for m in ("psnr", "ssim", _distance(comparison)) if m in measured]
     stains = list(dict.fromkeys(s.stain for s in comparison.scores if s.metric in metrics))
     if not metrics:
         return None
@@ -92,7 +93,7 @@ def fidelity(comparison: Comparison, aligned: Aligned) -> Drawing | None:
 
 
 def _distance(comparison: Comparison) -> str:
-    present = {score.metric for score in comparison.scores}
+    present = {score.metric for score in comparison.scores if score.value is not None}
     return next((metric for metric in DISTANCES if metric in present), "frechet")
 
 
@@ -159,6 +160,11 @@ def recipe(entry: Entry) -> dict[str, float]:
     return shared or {}
 
 
+def _networks(entry: Entry) -> set[Any]:
+    """Names of the networks that painted the runs of an entry."""
+    return {(run.settings.get("generation") or {}).get("method") for run in entry.runs}
+
+
 def _numbers(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -168,9 +174,13 @@ def _numbers(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 
 def varied(comparison: Comparison) -> list[tuple[str, dict[str, float]]]:
-    """Settings in which entries of the reference's method differ: (name, entry -> number), each variation once."""
-    method = next(entry.method for entry in comparison.entries if entry.name == comparison.reference)
-    recipes = {entry.name: recipe(entry) for entry in comparison.entries if entry.method == method}
+    """Settings in which entries of the reference's method and network differ: (name, entry -> number), each once.
+
+    What sets two networks apart is no setting that was varied: their sizes and steps mean different things.
+    """
+    like = next(entry for entry in comparison.entries if entry.name == comparison.reference)
+    alike = [e for e in comparison.entries if e.method == like.method and _networks(e) == _networks(like)]
+    recipes = {entry.name: recipe(entry) for entry in alike}
     found: dict[tuple[tuple[str, float], ...], str] = {}
     for key in sorted({key for own in recipes.values() for key in own}, key=lambda k: (k.count("."), k)):
         places = {name: own[key] for name, own in recipes.items() if key in own}
@@ -183,7 +193,7 @@ def varied(comparison: Comparison) -> list[tuple[str, dict[str, float]]]:
 def ablation(comparison: Comparison, setting: str, places: Mapping[str, float]) -> Drawing:
     """Scores over one numeric setting, a line a stain; small dots are seeds."""
     wanted = ("psnr", "ssim", _distance(comparison), "nuclei_count_r")
-    metrics = [m for m in wanted if any(s.metric == m for s in comparison.scores)]
+    metrics = [m for m in wanted if any(s.metric == m and s.value is not None for s in comparison.scores)]
     stains = list(dict.fromkeys(s.stain for s in comparison.scores if s.metric in metrics))
     colour = {stain: COLOURS[index % len(COLOURS)] for index, stain in enumerate(stains)}
     ticks = sorted(set(places.values()))

@@ -1,4 +1,7 @@
-"""A comparison as LaTeX: a table with booktabs rules for each group of metrics, to be read by another document."""
+"""A comparison as LaTeX: a table with booktabs rules for each group of metrics, to be read by another document.
+
+A table of many columns is shrunk to the page's width where it is wider.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from tera_mind.report.words import DASH, MINUS, TIMES
 
 #: more columns than this take the width of the page, in smaller type
 NARROW = 4
+#: a box no wider than the page
+SHRINK = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{"
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -47,16 +52,22 @@ def escape(text: str) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    """Tables, one a group of metrics; the document needs the package booktabs."""
-    names = comparison.names
-    wide = len(names) > NARROW
+    """Tables, one a group of metrics; the document needs the packages booktabs and graphicx."""
+    wide = len(comparison.names) > NARROW
     environment, size = ("table*", r"\scriptsize\setlength{\tabcolsep}{3pt}") if wide else ("table", r"\small")
-    parts = ["% needs \\usepackage{booktabs}; made by tera-mind compare"]
+    shrink, end = (SHRINK, "}") if wide else ("", "")
+    parts = ["% needs \\usepackage{booktabs,graphicx}; made by tera-mind compare"]
     for group, pairs in comparison.rows():
+        # real tissue has few of the metrics: a column of nothing only makes the others smaller
+        names = [
+            entry.name
+            for entry in comparison.entries
+            if entry.competes or any(comparison.score(entry.name, *pair) is not None for pair in pairs)
+        ]
         body = []
         for metric, stain in pairs:
+            first = next(s for name in comparison.names if (s := comparison.score(name, metric, stain)) is not None)
             scores = [comparison.score(name, metric, stain) for name in names]
-            first = next(score for score in scores if score is not None)
             cells = ["" if score is None else cell(comparison, score) for score in scores]
             body.append([escape(label(metric, first.better, first.unit)), escape(stain), *cells])
         head = ["Metric", "Stain", *map(escape, names)]
@@ -67,13 +78,13 @@ def latex(comparison: Comparison) -> str:
                     rf"\centering{size}",
                     rf"\caption{{{_caption(comparison, group)}}}",
                     rf"\label{{tab:compare-{'-'.join(re.findall('[a-z]+', group.lower()))}}}",
-                    rf"\begin{{tabular}}{{ll{'r' * len(names)}}}",
+                    rf"{shrink}\begin{{tabular}}{{ll{'r' * len(names)}}}",
                     r"\toprule",
                     " & ".join(head) + r" \\",
                     r"\midrule",
                     *(" & ".join(line) + r" \\" for line in body),
                     r"\bottomrule",
-                    r"\end{tabular}",
+                    rf"\end{{tabular}}{end}",
                     rf"\end{{{environment}}}",
                 ]
             )
@@ -87,7 +98,7 @@ def cell(comparison: Comparison, score: Score) -> str:
     text = escape(value)
     text = rf"\textbf{{{text}}}" if score.rank == 1 else rf"\underline{{{text}}}" if score.rank == 2 else text
     test = comparison.test(score.entry, score.metric, score.stain)
-    if test is not None and test.verdict in {"better", "worse"}:
+    if test is not None and score.value is not None and test.verdict in {"better", "worse"}:
         text += r"$^{*}$"
     return text + (rf"{{\tiny$\pm${escape(half)}}}" if half else "")
 

@@ -20,8 +20,8 @@ from tera_mind.report.comparison.style import INK, LINE, SOFT, Drawing, Palette,
 from tera_mind.report.glossary import NUCLEUS, metric_words
 from tera_mind.report.tables import unit_words
 
-#: rows of a figure with a row an entry
-MOST_ROWS = 8
+#: rows of a figure with a row an entry: the methods of the comparison and its two controls fit
+MOST_ROWS = 13
 #: fewer regions than this make no scatter: windows are shown
 MIN_REGIONS = 8
 #: points of a scatter, evenly thinned above
@@ -155,7 +155,7 @@ def pooled(comparison: Comparison, entries: Sequence[Entry]) -> Drawing | None:
     quantities = ", ".join(NUCLEUS[quantity][0] for quantity in real if quantity in NUCLEUS)
     caption = (
         f"Distributions of nuclei per window and, over all nuclei, of their {quantities}: real tissue grey, each entry "
-        "a line; ticks below are medians. The last bin holds all above; high spikes are cut."
+        "a line; ticks below are medians. The outer bins, and medians at the rim, are of all beyond; spikes are cut."
         + _left_out(comparison, rows)
     )
     return grid_figure("nuclei_distributions", caption, len(rows), len(real), draw, (2.2, 1.5))
@@ -188,7 +188,7 @@ def _steps(panel: Axes, values: NDArray[np.float64], edges: NDArray[np.float64],
     else:
         panel.stairs(share, edges, color=colour, linewidth=1.6)
     panel.plot(
-        [np.median(values)] * 2,
+        [np.clip(np.median(values), edges[0], edges[-1])] * 2,
         [0, -0.07],
         transform=panel.get_xaxis_transform(),
         color=SOFT if filled else colour,
@@ -209,7 +209,7 @@ def correlations(comparison: Comparison) -> Drawing | None:
 
     def draw(figure: Any, axes: NDArray[Any]) -> None:
         panel: Axes = axes[0, 0]
-        spacing = min(0.16, 0.7 / max(len(names), 1))
+        spacing = min(0.16, 0.8 / max(len(names), 1))
         lowest = 0.0
         for place, pair in enumerate(metrics):
             for index, name in enumerate(names):
@@ -235,7 +235,8 @@ def correlations(comparison: Comparison) -> Drawing | None:
         figure.legend(loc="outside upper center", ncols=min(len(names), 4), fontsize=8.5, handletextpad=0.1)
 
     caption = "How well nuclei follow the real tissue from place to place: correlations with their 95 % intervals."
-    return grid_figure("nuclei_correlations", caption, 1, 1, draw, (6.2, 1.2 + 0.42 * len(metrics)))
+    height = 1.2 + max(0.42, 0.1 * len(names)) * len(metrics)
+    return grid_figure("nuclei_correlations", caption, 1, 1, draw, (6.2, height))
 
 
 def by_section(comparison: Comparison, aligned: Aligned, entries: Sequence[Entry]) -> Drawing | None:

@@ -88,6 +88,7 @@ def grid_figure(
         draw(figure, axes)
         png, pdf = io.BytesIO(), io.BytesIO()
         FigureCanvasAgg(figure).print_png(png)
+        figure.set_layout_engine("none")  # it was laid out for the PNG: both are alike, and once is enough
         figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
     return Drawing(name, png.getvalue(), pdf.getvalue(), caption)
 

@@ -47,7 +47,7 @@ def label(metric: str, better: str, unit: str) -> str:
 def mark(comparison: Comparison, score: Score) -> str:
     """Whether the entry is better or worse than the reference, as a sign; "" where that is open."""
     test = comparison.test(score.entry, score.metric, score.stain)
-    return "" if test is None else MARKS.get(test.verdict, "")
+    return "" if test is None or score.value is None else MARKS.get(test.verdict, "")
 
 
 def markdown(comparison: Comparison, figures: Sequence[tuple[str, str]] = ()) -> str:
