@@ -210,7 +210,7 @@ def test_diversity_drives_structures_apart(shards, tmp_path):
     for weight in (0.0, 100.0):
         torch.manual_seed(0)
         module = InfinityGanModule(**given, **TINY, path_weight=0.0, diversity_weight=weight)
-        assert module.JITTERED is False
+        assert module.generator.jittered is False
         if not weight:
             assert module.terms(batch["genes"], batch) == {}
         train(module, [batch] * 15, tmp_path)

@@ -10,7 +10,7 @@ from tera_mind.baselines.ist_editing import IstEditing, IstEditingConfig, IstEdi
 from tera_mind.errors import InputError
 from tera_mind.geometry import Box, section_window
 from tera_mind.model.blocks import Painter
-from tera_mind.model.methods import method_named
+from tera_mind.model.methods import method_named, parameter_count
 from tera_mind.sampling.oneshot import keyed_planes, paint_region
 
 BIN_PX = 8
@@ -152,6 +152,8 @@ def test_published_shape():
         generator, judge = IstEditing(shape), IstEditingDiscriminator(shape)
     assert judge.judge.blocks[-1].second.weight.shape[0] == 512
     assert len(generator.noise_planes(Box(0, 12, 0, 12))) == 12
+    assert parameter_count(generator) == 29_792_803
+    assert parameter_count(judge) == 28_389_377
     assert method_named("ist-editing").network is IstEditing
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -77,6 +78,8 @@ class IstEditing(MethodNetwork):
     """The generator: mapping network, gene entry and padding-free synthesis; a `Painter`."""
 
     config: IstEditingConfig
+    #: whether training adds a jitter of U(0, 1) to the counts
+    jittered = True
 
     def __init__(self, config: IstEditingConfig) -> None:
         super().__init__(config)
@@ -115,7 +118,7 @@ class IstEditing(MethodNetwork):
     ) -> Float[Tensor, "n channel y x"]:
         z, *planes = (plane.to(self.synthesis.first.weight) for plane in noise)
         image = self.synthesise(counts.to(z) + MEAN_JITTER, self.styles(z[:, 0]), planes)
-        return image.clamp(-1, 1)
+        return image.clamp(-1, 1).to(torch.promote_types(image.dtype, torch.float32))
 
 
 class IstEditingDiscriminator(GeneDiscriminator):

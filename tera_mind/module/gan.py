@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Integer
@@ -40,7 +40,6 @@ class GanModule(AdversarialModule):
     the precision.
     """
 
-    JITTERED: ClassVar[bool] = True
     #: moving mean of the path lengths
     path_mean: Tensor
 
