@@ -149,7 +149,7 @@ class Picture:
 
     @torch.no_grad()
     def joint(self) -> Tensor:
-        """The region at once; by methods that cut whole patches whatever the block, the network on it without cutting."""
+        """The region at once; of a method that cuts whole patches in any block, its network on the uncut region."""
         if isinstance(self.network, Regression):
             return self.network(self.counts(self.region)[None])[0].clamp(-1, 1).cpu()
         if isinstance(self.network, PlainDDPM):

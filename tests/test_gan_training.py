@@ -168,8 +168,9 @@ def module_of(shards, **settings):
 
 def trained(module, batches, folder, *callbacks, precision="32-true", plugin=None):
     trainer = lightning.Trainer(
-        accelerator="cpu", precision=None if plugin else precision, plugins=plugin, max_steps=len(batches), logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder, callbacks=list(callbacks),
+        accelerator="cpu", precision=None if plugin else precision, plugins=plugin, max_steps=len(batches),
+        logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        default_root_dir=folder, callbacks=list(callbacks),
     )  # fmt: skip
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
     return trainer

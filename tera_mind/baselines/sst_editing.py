@@ -4,11 +4,11 @@ From StyleGAN2's learned constant, every 3 x 3 kernel of a layer is multiplied, 
 which an MLP of 8 layers makes of the genes of the image, nine a layer; the style w of a random z modulates as usual.
 
 This project's own: the paper's images show single cells, here an image is a patch of tissue and its genes are the sums
-over the patch, a section for itself; sections are channels of the image; sums enter as log(1 + sum) and, many as they are, without jitter;
-upsampling is bilinear and comes before the convolution, which differs from StyleGAN2's own at the rim alone; the
-discriminator may be shown the sums beside the image. Of the two stages only the first, generation from genes, is
-here: the second, an encoder that inverts real images to edit them, needs the real image at generation, which a
-comparison of images made from genes cannot give.
+over the patch, a section for itself; sections are channels of the image; sums enter as log(1 + sum) and, many as they
+are, without jitter; upsampling is bilinear and comes before the convolution, which differs from StyleGAN2's own at the
+rim alone; the discriminator may be shown the sums beside the image. Of the two stages only the first, generation from
+genes, is here: the second, an encoder that inverts real images to edit them, needs the real image at generation, which
+a comparison of images made from genes cannot give.
 
 An image does not know where in it a gene was counted, nor what lies beside it: patches are put side by side and have
 seams. They are always cut on one grid, so any tiling of whole patches paints the same (broken) picture; `tile_exact` is
