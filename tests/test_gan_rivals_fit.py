@@ -84,7 +84,7 @@ def test_a_rival_trains_and_its_checkpoint_says_what_it_is(method, runs):
     assert all(value > 0 for value in log_column(out, "train/path_length"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["ms-pie", pytest.param("sst-editing", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_the_uninterrupted_one(method, runs, shards, tmp_path):
     given = arguments(method, shards, tmp_path / "run")
     assert in_child([*given, with_callback("SignalAt", step=3, number=int(signal.SIGKILL))]) == -signal.SIGKILL

@@ -192,7 +192,7 @@ def test_a_step_that_is_not_finite_changes_nothing(shards, tmp_path):
     assert samples[0]["number"] == batch["number"][0]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=pytest.mark.slow), "bf16-mixed"])
 def test_a_generator_learns_what_its_discriminator_sees(shards, precision, tmp_path):
     """Real images of one grey: the generator must come to paint it, from images that were not."""
     data, module = module_of(shards, r1_gamma=1.0, path_weight=0.0, learning_rate=5e-3)

@@ -193,6 +193,7 @@ def test_recipes_resolve(capsys):
     check_recipes("infinity_gan", capsys)
 
 
+@pytest.mark.slow
 def test_trains_and_resumes_and_its_checkpoint_loads(shards, tmp_path):
     """Images of 4 px, 2 px bins, crops of 32 px."""
     sizes = {"data.patch_px": 16, "data.bin_px": 2}

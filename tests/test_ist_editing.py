@@ -165,6 +165,7 @@ def test_sizes_that_do_not_fit_are_refused():
     assert IstEditingConfig.from_dict(config().to_dict()) == config()
 
 
+@pytest.mark.slow
 def test_a_megapixel_in_tiles():
     """1,024 x 1,024 px, in blocks of 8 and 16 patches."""
     painter = network(channels=(4, 4, 2, 2), gene_sections=1, patch_px=64)

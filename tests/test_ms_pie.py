@@ -202,6 +202,7 @@ def test_settings_that_do_not_fit_are_refused(changes, words):
         module(**changes)
 
 
+@pytest.mark.slow
 def test_a_megapixel():
     """1,024 x 1,024 px at once, as it is meant, and in tiles."""
     painter = network(channels=(4, 4, 2, 2), gene_sections=1, patch_px=64)
