@@ -226,7 +226,7 @@ def test_norms_in_the_log_are_not_multiplied_by_the_scale_of_fp16(shards, tmp_pa
         trained(module, [batch], tmp_path, plugin=plugin)
         norms.append([float(norm) for norm in seen])
     assert len(norms[0]) == 4  # both networks and both regularisers
-    assert norms[1] == pytest.approx(norms[0], rel=0.2)
+    assert norms[1] == pytest.approx(norms[0], rel=0.5)
 
 
 def test_training_draws_are_keyed_by_the_number_of_the_sample(shards):
