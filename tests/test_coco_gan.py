@@ -219,6 +219,7 @@ def test_sizes_that_do_not_fit_are_refused():
     assert CocoGanConfig.from_dict(config().to_dict()) == config()
 
 
+@pytest.mark.slow
 def test_a_megapixel_in_tiles():
     painter = network(channels=(4, 4, 4, 4), spade_channels=2)
     counts = counts_of(painter, random_field(painter, 1024), 0)

@@ -10,6 +10,7 @@ import lightning
 import pytest
 import torch
 import yaml
+from lightning.pytorch.plugins import MixedPrecision
 from test_ddp import ONE, TWO, fit_twofold, records
 from tiny_training import (
     ROOT,
@@ -45,6 +46,7 @@ def gan_arguments(shards, out, *, recipe=DEMO, **more):
         "data__patch_px": 16,
         "data__bin_px": 2,
         "trainer__max_steps": STEPS,
+        "data__steps_per_epoch": 4,  # killed and resumed inside an epoch
         **{f"model__{name}": value for name, value in SHAPE.items()},
     }
     arguments = fit_arguments(shards, out, recipe, **(settings | more))
@@ -163,10 +165,11 @@ def module_of(shards, **settings):
     return data, IstEditingModule(data.inputs, **(SHAPE | settings))
 
 
-def trained(module, batches, folder, *callbacks, precision="32-true"):
+def trained(module, batches, folder, *callbacks, precision="32-true", plugin=None):
     trainer = lightning.Trainer(
-        accelerator="cpu", precision=precision, max_steps=len(batches), logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder, callbacks=list(callbacks),
+        accelerator="cpu", precision=None if plugin else precision, plugins=plugin, max_steps=len(batches),
+        logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        default_root_dir=folder, callbacks=list(callbacks),
     )  # fmt: skip
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
     return trainer
@@ -188,7 +191,7 @@ def test_a_step_that_is_not_finite_changes_nothing(shards, tmp_path):
     assert samples[0]["number"] == batch["number"][0]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=pytest.mark.slow), "bf16-mixed"])
 def test_a_generator_learns_what_its_discriminator_sees(shards, precision, tmp_path):
     """Real images of one grey: the generator must come to paint it, from images that were not."""
     data, module = module_of(shards, r1_gamma=1.0, path_weight=0.0, learning_rate=5e-3)
@@ -208,6 +211,21 @@ def test_a_generator_learns_what_its_discriminator_sees(shards, precision, tmp_p
     assert trainer.global_step == 40
     assert all(weight.dtype == torch.float32 for weight in module.parameters())
     assert distance() < 0.5 * before
+
+
+def test_norms_in_the_log_are_not_multiplied_by_the_scale_of_fp16(shards, tmp_path):
+    """As on a GPU: half precision, and a scaler of gradients whose factor is no matter of the log."""
+    norms = []
+    for plugin in (None, MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))):
+        data, module = module_of(shards)
+        batch = next(iter(data.train_dataloader()))
+        seen = []
+        update = module.update
+        module.update = lambda *given, update=update, seen=seen, **more: seen.append(update(*given, **more)) or seen[-1]
+        trained(module, [batch], tmp_path, plugin=plugin)
+        norms.append([float(norm) for norm in seen])
+    assert len(norms[0]) == 4  # both networks and both regularisers
+    assert norms[1] == pytest.approx(norms[0], rel=0.5)
 
 
 def test_training_draws_are_keyed_by_the_number_of_the_sample(shards):

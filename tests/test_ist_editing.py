@@ -10,7 +10,7 @@ from tera_mind.baselines.ist_editing import IstEditing, IstEditingConfig, IstEdi
 from tera_mind.errors import InputError
 from tera_mind.geometry import Box, section_window
 from tera_mind.model.blocks import Painter
-from tera_mind.model.methods import method_named
+from tera_mind.model.methods import method_named, parameter_count
 from tera_mind.sampling.oneshot import keyed_planes, paint_region
 
 BIN_PX = 8
@@ -152,6 +152,8 @@ def test_published_shape():
         generator, judge = IstEditing(shape), IstEditingDiscriminator(shape)
     assert judge.judge.blocks[-1].second.weight.shape[0] == 512
     assert len(generator.noise_planes(Box(0, 12, 0, 12))) == 12
+    assert parameter_count(generator) == 29_792_803
+    assert parameter_count(judge) == 28_389_377
     assert method_named("ist-editing").network is IstEditing
 
 
@@ -163,6 +165,7 @@ def test_sizes_that_do_not_fit_are_refused():
     assert IstEditingConfig.from_dict(config().to_dict()) == config()
 
 
+@pytest.mark.slow
 def test_a_megapixel_in_tiles():
     """1,024 x 1,024 px, in blocks of 8 and 16 patches."""
     painter = network(channels=(4, 4, 2, 2), gene_sections=1, patch_px=64)

@@ -32,7 +32,7 @@ def rival_arguments(name, shards, out, model, **more):
     given = {
         "trainer.accelerator": "cpu", "trainer.max_steps": STEPS, "trainer.log_every_n_steps": 1,
         "trainer.limit_val_batches": 1, "trainer.val_check_interval": 2, "data.batch_size": 2,
-        "data.steps_per_epoch": 2, "data.shards": shards, "trainer.default_root_dir": out,
+        "data.steps_per_epoch": STEPS, "data.shards": shards, "trainer.default_root_dir": out,
     }  # fmt: skip
     given |= {f"model.{key}": value for key, value in model.items()} | more
     paints = {"class_path": "callbacks.sampling.DDIMSampling", "init_args": {"regions": 1, "steps": 2}}
@@ -51,7 +51,7 @@ def check_recipes(name, capsys):
 
 
 def check_run(name, shards, folder, model, logged, **more):
-    """Trains, logs its health, and a run killed and resumed ends bit-equal; the folder of the run."""
+    """Trains, logs its health, and a run killed and resumed inside its epoch ends bit-equal; the folder of the run."""
     whole, killed = folder / "whole", folder / "killed"
     assert exit_code(rival_arguments(name, shards, whole, model, **more)) == 0
     for figure in ("loss", "loss_generator", "loss_discriminator", "accuracy_real", "accuracy_fake", *logged):

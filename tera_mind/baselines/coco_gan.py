@@ -8,8 +8,9 @@ This project's own: tissue has no canonical coordinate. So c'' is the place of t
 (-1 or 1, -1 or 1), and the genes of the macro patch: y = tanh of the mean log(1 + count) of each gene over bins and
 sections; and c' is y, which the discriminator projects and the head tells. Conditional batch norm of (z, c'') is
 joined by a modulation by place from the gene bins of the micro patch (SPADE, Park et al. 2019, arXiv:1903.07291), all
-genes and sections of a bin brought to one map for all layers first. Norms keep statistics that are not finite out of
-their moving averages.
+genes and sections of a bin brought to one map for all layers first; the last norm of G is modulated as well. Norms
+keep statistics that are not finite out of their moving averages. z is normal, not uniform; A has no batch norm; the
+gradient penalty is of the score with its projection. The head that guesses z, for editing, is left out.
 """
 
 from __future__ import annotations
@@ -120,6 +121,8 @@ class CocoGan(MethodNetwork):
     """The generator G of micro patches; a `Painter` of macro patches side by side."""
 
     config: CocoGanConfig
+    #: whether training adds a jitter of U(0, 1) to the counts
+    jittered = False
 
     def __init__(self, config: CocoGanConfig) -> None:
         super().__init__(config)

@@ -8,7 +8,8 @@ This project's own: the local latent is no noise but a 1 x 1 convolution of the 
 sections, averaged to the bins' corners (which centres the image on whole bins). Tissue has no canonical place, so
 coordinates and the head that predicts them are dropped; in their stead the discriminator may be shown the genes. The
 neighbourhood is unfolded once, at the entry of G_S, as in the paper's text (the released code does so at every layer,
-which would need 16 bins of genes around an image instead of 7). One style for all layers, without style mixing.
+which would need 16 bins of genes around an image instead of 7). One style for all layers, without style mixing; the
+path length is StyleGAN2's, of the styles w.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -118,6 +120,8 @@ class InfinityGan(MethodNetwork):
     """The generator: mapping network, structure and texture synthesisers; a `Painter`."""
 
     config: InfinityGanConfig
+    #: whether training adds a jitter of U(0, 1) to the counts
+    jittered = False
 
     def __init__(self, config: InfinityGanConfig) -> None:
         super().__init__(config)
@@ -162,7 +166,8 @@ class InfinityGan(MethodNetwork):
         noise: Sequence[Float[Tensor, "n _ _"]],
     ) -> Float[Tensor, "n channel y x"]:
         z, *planes = (plane.to(self.local.weight) for plane in noise)
-        return self.synthesise(counts.to(z), self.styles(z[:, 0]), planes).clamp(-1, 1)
+        image = self.synthesise(counts.to(z), self.styles(z[:, 0]), planes)
+        return image.clamp(-1, 1).to(torch.promote_types(image.dtype, torch.float32))
 
 
 class InfinityGanDiscriminator(GeneDiscriminator):

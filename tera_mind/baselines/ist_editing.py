@@ -5,8 +5,9 @@ The learned constant of StyleGAN2 gives way to the gene counts of bins of 32 px,
 where they overlap, and one style z for the whole brain, so a region in tiles is the region at once.
 
 This project's own: several sections enter and leave as channels; the bins' counts are averaged to the bins' corners,
-which is what centres 133 px on 4 whole bins (4 more on every side are needed: `halo_px`); at generation the jitter of
-the counts is its mean, one half; the discriminator, StyleGAN2's, may be shown the genes beside the image.
+which is what centres 133 px on 4 whole bins (4 more on every side are needed: `halo_px`); the jitter of the counts is
+U(0, 1) for each bin, where the released code draws one number of U(-1, 1) for a gene in all bins of an image, and at
+generation its mean, one half; the discriminator, StyleGAN2's, may be shown the genes beside the image.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -77,6 +79,8 @@ class IstEditing(MethodNetwork):
     """The generator: mapping network, gene entry and padding-free synthesis; a `Painter`."""
 
     config: IstEditingConfig
+    #: whether training adds a jitter of U(0, 1) to the counts
+    jittered = True
 
     def __init__(self, config: IstEditingConfig) -> None:
         super().__init__(config)
@@ -115,7 +119,7 @@ class IstEditing(MethodNetwork):
     ) -> Float[Tensor, "n channel y x"]:
         z, *planes = (plane.to(self.synthesis.first.weight) for plane in noise)
         image = self.synthesise(counts.to(z) + MEAN_JITTER, self.styles(z[:, 0]), planes)
-        return image.clamp(-1, 1)
+        return image.clamp(-1, 1).to(torch.promote_types(image.dtype, torch.float32))
 
 
 class IstEditingDiscriminator(GeneDiscriminator):

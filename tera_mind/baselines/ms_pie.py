@@ -7,8 +7,9 @@ averages its last features to 2 x 2.
 This project's own: gene counts of bins enter the head beside the positions, a position a bin, and the mean counts of
 the image, through two layers, are added to the style w. Positions are counted from the middle of the image, since
 tissue has no place of its own. The paper's scales show the same face larger; pixels of tissue have one size, so a
-larger head is a larger field of view: smaller ones are cut from a crop, which is the largest. The discriminator may be
-shown the genes beside the image.
+larger head is a larger field of view: smaller ones are cut from a crop, which is the largest. Upsampling comes before
+the convolution, on the half-sample grid, where the released configuration has it behind and aligns corners. The
+discriminator may be shown the genes beside the image.
 
 Only whole images are meant: positions begin anew, zeros are padded and the mean counts change in every tile, so a
 region in tiles is not the region at once (`tile_exact` is False) and has seams.
@@ -40,8 +41,6 @@ CENTRE = 100
 LONGEST = 10_000.0
 #: side to which the discriminator averages its last features
 POOLED = 2
-#: mean of the jitter U(0, 1) that training adds to the counts
-MEAN_JITTER = 0.5
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,8 @@ class MsPie(MethodNetwork):
     """The generator: positions and genes at the head, padded synthesis; a `Painter` whose tiles do not fit."""
 
     config: MsPieConfig
+    #: whether training adds a jitter of U(0, 1) to the counts
+    jittered = False
 
     def __init__(self, config: MsPieConfig) -> None:
         super().__init__(config)
@@ -131,7 +132,7 @@ class MsPie(MethodNetwork):
         w: Float[Tensor, "n layer style"],
         noise: Sequence[Float[Tensor, "n _ _"]],
     ) -> Float[Tensor, "n channel y x"]:
-        """Images, not limited to [-1, 1], as large as the bins; counts with jitter; noise without z."""
+        """Images, not limited to [-1, 1], as large as the bins; noise without z."""
         genes = _transformed(counts, self.config)
         first, second = self.gene_style
         w = w + second(activate(first(genes.mean((2, 3)))))[:, None]
@@ -146,8 +147,8 @@ class MsPie(MethodNetwork):
         noise: Sequence[Float[Tensor, "n _ _"]],
     ) -> Float[Tensor, "n channel y x"]:
         z, *planes = (plane.to(self.synthesis.first.weight) for plane in noise)
-        image = self.synthesise(counts.to(z) + MEAN_JITTER, self.styles(z[:, 0]), planes)
-        return image.clamp(-1, 1)
+        image = self.synthesise(counts.to(z), self.styles(z[:, 0]), planes)
+        return image.clamp(-1, 1).to(torch.promote_types(image.dtype, torch.float32))
 
 
 class MsPieDiscriminator(nn.Module):
@@ -165,7 +166,7 @@ class MsPieDiscriminator(nn.Module):
     def forward(
         self, image: Float[Tensor, "n channel y x"], counts: Float[Tensor, "n gene section bin_y bin_x"]
     ) -> Float[Tensor, " n"]:
-        """Logits of images; counts: of the image's own bins, with jitter."""
+        """Logits of images; counts: of the image's own bins."""
         if self.genes is not None:
             genes = self.genes(_transformed(counts, self.config))
             image = torch.cat([image, F.interpolate(genes, scale_factor=float(self.config.bin_px)).to(image)], 1)

@@ -4,10 +4,11 @@ From StyleGAN2's learned constant, every 3 x 3 kernel of a layer is multiplied, 
 which an MLP of 8 layers makes of the genes of the image, nine a layer; the style w of a random z modulates as usual.
 
 This project's own: the paper's images show single cells, here an image is a patch of tissue and its genes are the sums
-over the patch and its sections; sections are channels; at generation the jitter of the counts is its mean, one half;
-the discriminator may be shown the sums beside the image. Of the two stages only the first, generation from genes, is
-here: the second, an encoder that inverts real images to edit them, needs the real image at generation, which a
-comparison of images made from genes cannot give.
+over the patch, a section for itself; sections are channels of the image; sums enter as log(1 + sum) and, many as they
+are, without jitter; upsampling is bilinear and comes before the convolution, which differs from StyleGAN2's own at the
+rim alone; the discriminator may be shown the sums beside the image. Of the two stages only the first, generation from
+genes, is here: the second, an encoder that inverts real images to edit them, needs the real image at generation, which
+a comparison of images made from genes cannot give.
 
 An image does not know where in it a gene was counted, nor what lies beside it: patches are put side by side and have
 seams. They are always cut on one grid, so any tiling of whole patches paints the same (broken) picture; `tile_exact` is
@@ -39,8 +40,6 @@ from tera_mind.model.methods import Method, MethodNetwork, register
 SST_EDITING = "sst-editing"
 #: factors of a layer, one a tap of its kernels
 TAPS = 9
-#: mean of the jitter U(0, 1) that training adds to the counts
-MEAN_JITTER = 0.5
 
 
 @dataclass(frozen=True)
@@ -158,6 +157,8 @@ class SstEditing(MethodNetwork):
     """The generator of the first stage; a `Painter` of patches that do not know of each other."""
 
     config: SstEditingConfig
+    #: whether training adds a jitter of U(0, 1) to the counts
+    jittered = False
 
     def __init__(self, config: SstEditingConfig) -> None:
         super().__init__(config)
@@ -206,7 +207,7 @@ class SstEditing(MethodNetwork):
         w: Float[Tensor, "n layer style"],
         noise: Sequence[Float[Tensor, "n _ _"]],
     ) -> Float[Tensor, "n channel y x"]:
-        """Images, not limited to [-1, 1], of whole patches; counts with jitter; noise without z."""
+        """Images, not limited to [-1, 1], of whole patches; noise without z."""
         rows, columns = (size // self.config.bins for size in counts.shape[-2:])
         sums = patch_sums(counts, self.config)
         planes = [collage.to_patches(plane[:, None], plane.shape[-2] // rows)[:, 0] for plane in noise]
@@ -232,8 +233,8 @@ class SstEditing(MethodNetwork):
         noise: Sequence[Float[Tensor, "n _ _"]],
     ) -> Float[Tensor, "n channel y x"]:
         z, *planes = (plane.to(self.constant) for plane in noise)
-        image = self.synthesise(counts.to(z) + MEAN_JITTER, self.styles(z[:, 0]), planes)
-        return image.clamp(-1, 1)
+        image = self.synthesise(counts.to(z), self.styles(z[:, 0]), planes)
+        return image.clamp(-1, 1).to(torch.promote_types(image.dtype, torch.float32))
 
 
 class SstEditingDiscriminator(nn.Module):
@@ -251,7 +252,7 @@ class SstEditingDiscriminator(nn.Module):
     def forward(
         self, image: Float[Tensor, "n channel y x"], counts: Float[Tensor, "n gene section bin_y bin_x"]
     ) -> Float[Tensor, " n"]:
-        """Logits of images of one patch; counts: of its bins, with jitter."""
+        """Logits of images of one patch; counts: of its bins."""
         if self.genes is not None:
             genes = self.genes(patch_sums(counts, self.config)).to(image)
             image = torch.cat([image, genes[:, :, None, None].expand(-1, -1, *image.shape[-2:])], 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Integer
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tera_mind.diffusion.keyed import keyed_noise
 from tera_mind.diffusion.loss import Crops, Loss
+from tera_mind.errors import InputError
 from tera_mind.geometry import Box
 from tera_mind.model.blocks import Painter
 from tera_mind.model.config import BlockConfig
@@ -29,6 +30,10 @@ FREE = 6
 @runtime_checkable
 class Generator(Painter, Protocol):
     """What a generator offers its training beside painting; the first plane of its noise is z."""
+
+    @property
+    def jittered(self) -> bool:
+        """Whether counts get a jitter of U(0, 1) in training, and its mean in validation and generation."""
 
     def styles(self, z: Tensor) -> Tensor:
         """(n, layer, style) of (n, style)."""
@@ -53,9 +58,6 @@ class AdversarialModule(MethodModule):
         init_from: checkpoint whose generator training starts from; its panel must be this one.
         seed: seed of all that is drawn.
     """
-
-    #: whether counts get a jitter of U(0, 1) in training, and its mean in validation
-    JITTERED: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -134,6 +136,17 @@ class AdversarialModule(MethodModule):
         judged = self.judge(discriminator(real, own), discriminator(fake.detach(), own), own)
         return Loss(learnt.total + judged.total, {"generator": learnt.total, "discriminator": judged.total})
 
+    def configure_callbacks(self) -> list[Any]:
+        """None of its own; the first hook of a run refuses what optimisers that step by hand do not take."""
+        trainer = self.trainer
+        if trainer.gradient_clip_val or trainer.accumulate_grad_batches != 1:
+            raise InputError(
+                f"{self.METHOD} steps its two optimisers by hand: trainer.gradient_clip_val must be null and "
+                f"trainer.accumulate_grad_batches 1, got {trainer.gradient_clip_val} and "
+                f"{trainer.accumulate_grad_batches}; take a lower model.learning_rate or a larger data.batch_size"
+            )
+        return []
+
     def configure_optimizers(self) -> Any:
         """Adam of the generator, then of the discriminator."""
         networks = self.network, self.discriminator
@@ -181,7 +194,7 @@ class AdversarialModule(MethodModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         del batch_idx
-        mean = 0.5 if self.JITTERED else 0.0
+        mean = 0.5 if self.generator.jittered else 0.0
         real, counts, own = self._pairs(batch, torch.full_like(batch["genes"], mean))
         fake = self.discriminator(self.images(counts, batch["number"], VALIDATION), own)
         true = self.discriminator(real, own)
@@ -210,7 +223,7 @@ class AdversarialModule(MethodModule):
     def _jitter(self, batch: Batch) -> Float[Tensor, "n gene section bin_y bin_x"]:
         """U(0, 1), which makes counts continuous (Wu 2024), or zero."""
         genes = batch["genes"]
-        if not self.JITTERED:
+        if not self.generator.jittered:
             return torch.zeros_like(genes)
         drawn = keyed_noise((self.hparams["seed"], JITTER), batch["number"], genes.shape[1:], genes.device)
         uniform: Tensor = torch.special.ndtr(drawn)
@@ -245,11 +258,12 @@ class AdversarialModule(MethodModule):
         optimizer.zero_grad()
         self.manual_backward(loss)
         gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
-        flat = self.everywhere(torch.cat([gradient.flatten() for gradient in gradients]))
         if self.trainer.world_size > 1:
+            flat = self.everywhere(torch.cat([gradient.flatten() for gradient in gradients]))
             for gradient, mean in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
                 gradient.copy_(mean.view_as(gradient))
-        norm: Tensor = flat.norm()
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # 16-mixed: these are its multiples
+        norm: Tensor = torch.nn.utils.get_total_norm(gradients) / (scaler.get_scale() if scaler else 1.0)
         counting = optimizer._on_before_step, optimizer._on_after_step  # noqa: SLF001 (Lightning counts all steps of all
         if not is_step:  # optimisers, and has no other way to leave some out)
             optimizer._on_before_step = optimizer._on_after_step = lambda: None  # noqa: SLF001

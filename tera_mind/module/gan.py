@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Integer
@@ -48,7 +48,6 @@ class GanModule(AdversarialModule):
         path_weight: weight of the path length; 0 leaves it out.
     """
 
-    JITTERED: ClassVar[bool] = True
     #: moving mean of the path lengths
     path_mean: Tensor
 

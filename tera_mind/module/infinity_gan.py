@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +39,6 @@ class InfinityGanModule(GanModule):
     """
 
     METHOD = INFINITY_GAN
-    JITTERED: ClassVar[bool] = False
 
     def __init__(
         self,
