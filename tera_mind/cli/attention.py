@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     options = build_parser().parse_args(arguments)
 
+    import tera_mind.baselines  # noqa: F401 - so that checkpoints of other methods are known, and refused by name
     from tera_mind.formats.brain import Brain
     from tera_mind.model.checkpoint import load_checkpoint
 
