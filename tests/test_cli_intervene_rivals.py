@@ -21,7 +21,9 @@ from tera_mind.errors import InputError
 from tera_mind.formats.volume import Volume
 from tera_mind.model.checkpoint import CheckpointInfo, checkpoint_content
 
-EDIT = "regions: {corner: {box: '0:16,0:16'}}\nedits: [{kind: scale, genes: [Mog, Vip], factor: 9.0, region: corner}]\n"
+EDIT = (
+    "regions: {corner: {box: '0:32,0:32'}}\nedits: [{kind: scale, genes: [Mog, Vip], factor: 1.0e+6, region: corner}]\n"
+)
 
 
 @pytest.fixture(scope="module")

@@ -40,15 +40,15 @@ FORMAT = "intervention"
 def read_strengths(text: str) -> tuple[float, ...]:
     """Strengths from 0 to 1, rising, each once, each with a volume of its own name."""
     try:
-        found = sorted({float(part) for part in text.split(",")})
+        given = sorted({float(part) for part in text.split(",")})
     except ValueError:
         raise InputError(f"--strengths is numbers from 0 to 1 such as 0,0.5,1, got {text!r}") from None
     # not a number is neither below nor above anything
-    if found[0] != 0 or found[-1] != 1 or not all(0 <= strength <= 1 for strength in found):
+    if given[0] != 0 or given[-1] != 1 or not all(0 <= strength <= 1 for strength in given):
         raise InputError(f"--strengths goes from 0 (as measured) to 1 (edited), both given, got {text!r}")
-    if len({volume_path(Path(), strength) for strength in found}) != len(found):
+    if len({volume_path(Path(), strength) for strength in given}) != len(given):
         raise InputError(f"--strengths are told apart by six digits, two of {text!r} are not: give others")
-    return tuple(found)
+    return tuple(given)
 
 
 def check_out(options: argparse.Namespace, strengths: tuple[float, ...]) -> None:

@@ -13,6 +13,7 @@ from tera_mind.analysis.latents import bottleneck_features, pyramid_features
 from tera_mind.cli.intervene_run import stain_place
 from tera_mind.diffusion.loss import OUTSIDE
 from tera_mind.effects import latent
+from tera_mind.formats.brain import Brain
 from tera_mind.geometry import Box, SectionGroup
 from tera_mind.model.unet import GeneMorphUNet
 from tera_mind.sampling.counts import count_source, panel_index
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tera_mind.cli.intervene_run import Run
-    from tera_mind.formats.brain import Brain
     from tera_mind.formats.volume import Volume
     from tera_mind.sampling.job import Generation
 
@@ -99,7 +99,7 @@ def _image(source: Brain | Volume, job: Generation, group: SectionGroup, box: Bo
     Sections that were not generated are background, in the target's real image too, so that populations differ in
     nothing else.
     """
-    stains = source.stains if hasattr(source, "stains") else source.attributes.stains
+    stains = source.stains if isinstance(source, Brain) else source.attributes.stains
     places = [stain_place(stains, stain, str(source.path)) for stain in job.checkpoint.info.stains]
     out = torch.full((len(places), len(group.image), box.height, box.width), OUTSIDE)
     for number, section in enumerate(group.image):

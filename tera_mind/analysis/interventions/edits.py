@@ -351,7 +351,7 @@ class Function:
 
     def check(self, window: Window) -> None:
         """Try the function on made-up counts of two sections, whole and in quarters of one."""
-        self.facts()
+        _ = self._called, self.facts()
         n, sections = 4, (0, 1)
         side = n * window.bin_px
         trial = window._replace(sections=sections, box=Box(0, side, 0, side))
