@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tera_mind.cli.intervene_run import FEATURES, POPULATIONS, Run
+from tera_mind.cli.intervene_run import FEATURES, POPULATIONS, SUMMARY, Run
 from tera_mind.errors import FormatError, InputError, MissingFileError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def run(arguments: Sequence[str]) -> int:
     launch = Launch((choose_device(options.device),), options.workers, overwrite=options.overwrite)
     made = prepare(options, experiment, brain, checkpoint, strengths, launch)
     checks.check_edits(made.intervention, made.job, options.null)
-    checks.check_volumes(made, launch)
+    to_be_made = checks.check_volumes(made, launch)
     print(describe(made), flush=True)
     if options.dry_run:
         from tera_mind.cli.generate import dry_run
@@ -116,6 +116,8 @@ def run(arguments: Sequence[str]) -> int:
         return dry_run(made.job, launch)
     for name, basis in made.measured.items():
         basis.write(options.out / POPULATIONS / f"{name}.npz")
+    if to_be_made:  # a summary of volumes that are gone must not outlive them
+        (options.out / SUMMARY).unlink(missing_ok=True)
     volumes = paint(made, launch)
     for line in conclude(made, volumes, target, options):
         print(line)

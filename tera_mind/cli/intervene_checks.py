@@ -105,8 +105,9 @@ def check_edits(intervention: Intervention, job: Generation, null: int) -> None:
             raise InputError(f"--null: {error}; leave it out") from error
 
 
-def check_volumes(made: Run, launch: Launch) -> None:
-    """None of the volumes is refused after others were painted, and the disk can hold those that are to be made."""
+def check_volumes(made: Run, launch: Launch) -> bool:
+    """Whether any volume is to be made; none is refused after others were painted, and the disk can hold them all."""
     missing = [s for s in made.strengths if found(made.at(s), made.path(s), launch) is None]
     if missing:
         check_space(made.job, plan_of(made.job, launch), made.out, len(missing))
+    return bool(missing)

@@ -92,7 +92,7 @@ def conclude(
         "format": FORMAT, "version": _VERSION, "intervention": made.intervention.facts(),
         "digest": made.intervention.digest, "brain": job.brain.path.name, "brain_fingerprint": job.brain.fingerprint,
         "checkpoint": job.checkpoint.sha256, "region": str(job.region), "sections": list(job.sections),
-        "steps": job.steps, "seed": job.seed, "margin_px": zones.margin_px, **change.facts(), "doses": doses,
+        "steps": job.settings.steps, "seed": job.seed, "margin_px": zones.margin_px, **change.facts(), "doses": doses,
         "volumes": {f"{s:g}": str(volume.path.relative_to(made.out)) for s, volume in volumes.items()},
     }  # fmt: skip
     if target is not None:
