@@ -6,10 +6,12 @@ with the fast forward of the same network in 15 steps, whose counts lie in memor
 `intervention`: a factual and an edited volume through the real way to the disk, populations measured, against one
 volume of the same region; for an edit of genes and for one of second moments. In turns, in one run.
 
-`areas`: on simulated brains, the area under the ROC curve of the shipped demo network's attention, of each gene, of
-their sum and of their product, against the simulator's own regions and cells; 95 % intervals from resampled squares.
+`areas`: on simulated brains, the area under the ROC curve of a network's attention (the shipped demo network's, or that
+of `--checkpoint`), of each gene, of their sum and of their product, against the simulator's own regions and cells; 95 %
+intervals from resampled squares.
 
     python benchmarks/analysis.py [--quick] [--device cpu|cuda] [--part cost intervention areas]
+    python benchmarks/analysis.py --part areas --checkpoint run/last.ckpt --brain brain.zarr
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ from tera_mind.sampling.domain import Domain
 from tera_mind.sampling.job import Generation
 from tera_mind.sampling.launch import Launch, generate
 from tera_mind.sampling.plain import SamplerSettings, sample_steps
+from tera_mind.simulate.store import truth_folder
 
 #: most that attention maps may cost, as a share of generation
 TARGET = 0.02
@@ -72,7 +75,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int]] = {
     ),
     "small": (
         {"genes": 229, "gene_sections": 4, "patch_px": 32, "bin_px": 8, "base_channels": 32,
-         "channel_mult": (1, 2, 4, 4), "res_blocks": 1, "time_channels": 128, "pyramid_channels": (64, 32, 16)}, 4,
+         "channel_mult": (1, 2, 4, 4), "res_blocks": 1, "time_channels": 128, "pyramid_channels": (64, 32, 16)}, 3,
     ),
     "published": ({"genes": 229, "gene_sections": 4}, 2),
 }  # fmt: skip
@@ -192,19 +195,20 @@ def intervention(shape: str, device: torch.device, turns: int, folder: Path) -> 
         made = Intervention(kind, (Part(edit),), genes, config.patch_px, config.bin_px, PIXEL_UM)
         return replace(job, edit=made)
 
+    images: dict[str, NDArray[np.uint8]] = {}
+
     def both(kind: str) -> None:
         volume(job)
-        volume(edited(kind))
+        images[kind] = volume(edited(kind)).image()
 
-    factual = volume(job).image()
+    factual = volume(job).image()  # warms up as well
     taken: dict[str, list[float]] = {name: [] for name in ("generation", "genes", "second moments")}
-    for kind in ("genes", "second moments"):
-        if np.array_equal(volume(edited(kind)).image(), factual):
-            raise SystemExit(f"an edit of {kind} left the volume as it was")
     for _ in range(turns):
         taken["generation"].append(seconds(lambda: volume(job), device))
         for kind in ("genes", "second moments"):
             taken[kind].append(seconds(lambda kind=kind: both(kind), device))  # type: ignore[misc]
+            if np.array_equal(images[kind], factual):
+                raise SystemExit(f"an edit of {kind} left the volume as it was")
     return {"network": shape, "patches": side * side, "turns": turns, "steps": STEPS, "rows": shares_of(taken)}
 
 
@@ -260,12 +264,12 @@ def areas(brain: Brain, truth: Path, checkpoint: Checkpoint, resamples: int) -> 
     for place, (genes, _, _) in PLACES.items():
         missing = [gene for gene in genes if gene not in checkpoint.info.genes]
         if missing:
-            rows.append({"set": place, "reason": f"the demo network's panel lacks {', '.join(missing)}"})
+            rows.append({"set": place, "reason": f"the network's panel lacks {', '.join(missing)}"})
             continue
         job = AttentionJob.of(checkpoint, brain, genes)
         planes = np.concatenate([job(unit)["planes"] for unit in job.units], axis=2)
         if job.gene_sections > 1 or len(job.units) != len(brain.sections) * len({u.first for u in job.units}):
-            raise SystemExit("expected the demo network, which sees one section at a time")
+            raise SystemExit("expected a network that sees one section at a time, as that of the demo")
         per_section = np.split(planes, len(brain.sections), axis=2)
         values = np.concatenate(per_section, axis=1)  # (channel, section, row, column)
         positive = np.stack([positives(brain, truth, job, place, z) for z in range(len(brain.sections))])
@@ -282,7 +286,7 @@ def areas(brain: Brain, truth: Path, checkpoint: Checkpoint, resamples: int) -> 
     return rows
 
 
-def simulated(folder: Path, brain: str, sections: int, seed: int, genes: int = 60) -> tuple[Brain, Path]:
+def simulated(folder: Path, brain: str, sections: int, seed: int, genes: int) -> tuple[Brain, Path]:
     out = folder / f"{brain}.zarr"
     asked = ["--out", out, "--brain", brain, "--size", "tiny", "--layout", "store", "--sections", sections]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -334,6 +338,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="a smaller network and one small brain: under 3 minutes")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    made.add_argument(
+        "--checkpoint", type=Path, default=DEMO, help="whose attention `areas` reads (default: the demo's)"
+    )
+    made.add_argument("--brain", type=Path, help="simulated brain store with its truth beside it, for `areas`")
     made.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # for the tests
     return made
 
@@ -348,21 +356,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="tera-mind-analysis-") as held:
         if "cost" in options.part:
             shape = "tiny" if options.tiny else "small" if options.quick and device.type == "cpu" else "published"
-            result["cost"] = cost(shape, device, 2 if options.tiny else 3 if options.quick else 5, Path(held))
+            result["cost"] = cost(shape, device, 2 if options.tiny or options.quick else 5, Path(held))
             result["ratio"] = result["cost"]["rows"][0]["ratio"]
             print_cost(result["cost"])
         if "intervention" in options.part:
             shape = "tiny" if options.tiny else "small" if options.quick and device.type == "cpu" else "published"
             folder = Path(held) / "intervention"
             folder.mkdir()
-            result["intervention"] = intervention(shape, device, 2 if options.tiny else 3, folder)
+            result["intervention"] = intervention(shape, device, 2 if options.tiny or options.quick else 3, folder)
             result["intervention"]["target"] = INTERVENTION_TARGET
             print_intervention(result["intervention"])
         if "areas" in options.part:
-            checkpoint, resamples = load_checkpoint(DEMO), 50 if options.tiny else 1000
+            checkpoint, resamples = load_checkpoint(options.checkpoint), 50 if options.tiny else 1000
             result["areas"] = {}
-            for kind in ("main",) if options.quick or options.tiny else ("main", "supp_m"):
-                brain, truth = simulated(Path(held), kind, 1 if options.tiny else 2 if options.quick else 6, seed=11)
+            kinds = ("main",) if options.quick or options.tiny else ("main", "supp_m")
+            sections = 1 if options.tiny else 2 if options.quick else 6
+            for kind in kinds if options.brain is None else (options.brain.stem,):
+                if options.brain is None:
+                    brain, truth = simulated(Path(held), kind, sections, 11, len(checkpoint.info.genes))
+                else:
+                    brain, truth = Brain.open(options.brain), truth_folder(options.brain)
                 result["areas"][kind] = areas(brain, truth, checkpoint, resamples)
                 print_areas(kind, result["areas"][kind])
     result |= {"device": name, "threads": torch.get_num_threads(), "software": software}

@@ -201,3 +201,13 @@ def test_area_with_its_interval():
     alone = auroc_interval(scores, positive, np.zeros(300, np.int64), 300, 0)
     assert (alone.low, alone.high) == (None, None)
     assert auroc_interval(scores, np.ones(300, bool), cells, 10, 0).value is None
+    once = cells == 7  # all positives lie in one square: its resamples say nothing of how they vary
+    assert auroc_interval(scores, once, cells, 300, 0)[:3] == (auroc(scores[3:], once[3:]), None, None)
+
+
+def test_what_is_equal_up_to_rounding_is_not_significant(pyramid):
+    """A gene without any transcript has one query everywhere: shifted or not, attention to it is the same."""
+    setting, block = PartnerSettings("g0", 99, 0), counts(3)
+    block[:, 5] = 0
+    table = {row.gene: row for row in partner_table(setting, PANEL, sums_of(pyramid, [block], setting))}
+    assert table["g5"].p_shift == 1

@@ -192,6 +192,10 @@ def negative(counts, window):
     return counts - 100
 def wrong(counts, window):
     return counts[:1]
+def centred(counts, window):
+    return counts / (1 + counts.sum(axis=1, keepdims=True))
+
+
 def broken(counts, window):
     raise KeyError("Mog")
 """
@@ -209,7 +213,8 @@ def test_a_users_function_and_what_is_refused_of_it(tmp_path, monkeypatch):
     assert not placed_at[..., 21:].any()
     assert np.array_equal(placed_at[..., :21], counts[..., :21])
     for name, words in {
-        "blurred": "another outcome in another window", "negative": "0 or more", "wrong": "should return",
+        "blurred": "another outcome in another window", "centred": "in another window", "negative": "0 or more",
+        "wrong": "should return",
         "broken": "failed with KeyError", "absent": "cannot be imported",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=words):

@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from intervention_case import basis, intervention
 from tiny_blocks import TinyBlocks, tiny_counts
 from tiny_brain import GENES, make_brain
 from tiny_model import tiny_config, tiny_network
 
+from tera_mind.analysis.interventions.declaration import read_experiment
 from tera_mind.analysis.interventions.edits import Match, Scale
 from tera_mind.analysis.interventions.intervention import Intervention, Part
 from tera_mind.analysis.interventions.locality import margin_px, reached_patches
@@ -25,6 +26,7 @@ from tera_mind.effects.nulls import null_genes, null_intervention, rank_p
 from tera_mind.errors import FormatError, InputError, MissingFileError
 from tera_mind.formats.brain import gene_bins
 from tera_mind.geometry import Box, SectionGroup
+from tera_mind.metrics.regions import RegionMap
 from tera_mind.sampling.domain import Domain
 from tera_mind.sampling.plain import SamplerSettings, box_noise
 from tera_mind.sampling.wavefront import sweep
@@ -87,10 +89,15 @@ def test_margins(steps, patch, halo, margin):
 
 
 @settings(max_examples=4, deadline=None)
-@given(st.sampled_from([(1, 4), (2, 4), (3, 4), (2, 12)]), st.integers(0, 10), st.integers(0, 10), st.booleans())
+@given(
+    st.sampled_from([(1, 4, "ddim"), (2, 4, "ddpm"), (3, 4, "dpm++"), (2, 12, "unipc")]), st.integers(0, 10),
+    st.integers(0, 10), st.booleans(),
+)  # fmt: skip
+@example((4, 4, "dpm++"), 5, 5, False)
+@example((4, 4, "unipc"), 5, 5, False)
 def test_an_edit_changes_nothing_beyond_the_patches_it_reaches(sizes, row, column, neighbour):
-    """On the wavefront sampler, with a network that looks exactly as far as it says."""
-    steps, halo = sizes
+    """On the wavefront sampler, every solver, with a network that looks exactly as far as it says."""
+    steps, halo, stepper = sizes
     network, region = TinyBlocks(8, halo), Box(0, 80, 8, 96)
     group = SectionGroup((0,), (0,))
     mask = Mask(Box(4 * row, 4 * row + 4, 4 * column, 4 * column + 4), (0, 1))
@@ -98,7 +105,7 @@ def test_an_edit_changes_nothing_beyond_the_patches_it_reaches(sizes, row, colum
     images = []
     plain = lambda box: tiny_counts(box).float()  # noqa: E731
     for counts in (plain, own.edited(plain, (1 if neighbour else 0,), region)):
-        made = SamplerSettings("v", steps, block_rows=3, block_columns=2)
+        made = SamplerSettings("v", steps, stepper, block_rows=3, block_columns=2)
         image = torch.zeros(2, 80, 88, dtype=torch.float64)
         for box, piece in sweep(network, counts, box_noise(0, group, 2), Domain.whole(region, 8), made):
             image[(..., *box.shift(0, -8).slices())] = piece.double()
@@ -160,6 +167,39 @@ def test_genes_out_of_bounds_are_flagged_and_usual_ones_are_not():
     assert strange.flagged
     assert strange.share_after > 0.9
     assert strange.share_before < 0.05
+
+
+def test_what_is_unknown_of_a_null_makes_nothing_significant():
+    assert rank_p(3.0, [1.0, None, -4.0, 2.0]) == 3 / 5
+    assert rank_p(None, [1.0]) is None
+    assert rank_p(3.0, []) is None
+
+
+def test_a_name_means_all_its_labels_and_edits_stay_in_the_brain(tmp_path):
+    """Two hemispheres of one name; windows that reach beyond the canvas and the sections hold nothing there."""
+    brain = make_brain(tmp_path / "brain.zarr", shape=(2, 2, 64, 64))
+    np.save(tmp_path / "map.npy", np.array([[1, 2], [3, 0]], np.uint8))
+    (tmp_path / "map.json").write_text('{"1": "cortex", "2": "other", "3": "cortex"}')
+    (tmp_path / "x.yaml").write_text(
+        "regions: {c: {labels: map.npy, names: [cortex]}}\n"
+        "edits: [{kind: replace, pattern: constant, high: 7.0, region: c}, "
+        "{kind: replace, pattern: constant, high: 7.0, genes: [Mog]}]\n"
+    )
+    own = read_experiment(tmp_path / "x.yaml").intervention(
+        brain, brain.genes, patch_px=16, bin_px=8, populations={}, open_labels=RegionMap.open
+    )
+    source = own.edited(
+        lambda box: torch.zeros(5, 4, box.height // 8, box.width // 8), (-1, 0, 1, 2), Box(0, 64, 0, 64)
+    )
+    counts = source(Box(-16, 80, -16, 80)).numpy()
+    assert not counts[:, [0, 3]].any()
+    inside = counts[:, 1:3, 2:-2, 2:-2]
+    assert counts.sum() == inside.sum()
+    assert (inside[brain.genes.index("Mog")] == 7).all()
+    aqp4 = inside[brain.genes.index("Aqp4"), 0] == 7
+    assert aqp4[:4, :4].all()
+    assert aqp4[4:, :4].all()
+    assert not aqp4[:, 4:].any()
 
 
 def test_null_sets_are_of_equal_expression_and_never_the_edited_genes():

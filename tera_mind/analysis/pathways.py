@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from tera_mind.analysis.strict_yaml import read_yaml
 from tera_mind.errors import FormatError, InputError, MissingFileError, PanelMismatchError
 
 #: the published pathways
@@ -23,7 +24,7 @@ def read_pathways(path: Path = SHIPPED) -> dict[str, tuple[str, ...]]:
     Raises `MissingFileError`, or `FormatError` where the file is not a table of lists of gene names.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except (FileNotFoundError, IsADirectoryError):
         raise MissingFileError(f"expected a YAML file of gene sets at {path}, no file is there") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

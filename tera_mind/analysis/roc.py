@@ -49,9 +49,11 @@ def auroc_interval(
     value = auroc(scores, positive)
     _, place = np.unique(cells[known], return_inverse=True)
     count = int(place.max()) + 1 if len(place) else 0
+    # a kind that lies in one square varies in no resample that holds it: its interval would be too narrow
+    spread = count > 1 and min(len(np.unique(place[kind])) for kind in (positive, ~positive)) > 1
     drawn = []
     random = np.random.default_rng([seed, count])
-    for _ in range(resamples if count > 1 else 0):
+    for _ in range(resamples if spread else 0):
         times = np.bincount(random.integers(0, count, count), minlength=count)
         drawn.append(auroc(scores, positive, times[place].astype(np.float64)))
     finite = [area for area in drawn if area is not None]

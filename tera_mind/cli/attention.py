@@ -14,6 +14,7 @@ from tera_mind.errors import InputError
 
 if TYPE_CHECKING:
     from tera_mind.analysis.attention import AttentionJob, Unit
+    from tera_mind.analysis.partners import Partner
     from tera_mind.formats.maps import Map
     from tera_mind.metrics.partial import PartialStore
     from tera_mind.model.checkpoint import Checkpoint
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 MAP, PARTNERS, BLOCKS, SUMMARY, PAGE, WORK = (
     "attention.zarr", "partners.csv", "partners.npz", "summary.json", "summary.html", ".work",
 )  # fmt: skip
+_FIGURES = ("maps.png", "joint.png", "neighbours.png", "partners.png")
+_FORMAT = "attention"
 
 _DESCRIPTION = """\
 Read the gene-gene attention of a trained network over a brain: for a set of genes, one number a patch and section,
@@ -57,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--genes", metavar="A,B", help="a set of genes, two or more")
     add("--pathways", type=Path, metavar="FILE.yaml", help="named sets of your own, beside the shipped ones")
     add("--out", type=Path, required=True, metavar="FOLDER", help="folder for map, figures, tables and summary")
-    add("--region", default=None, help="y0:y1,x0:x1 in pixels or percent of the canvas (default: all of it)")
+    add("--region", default=None, help="y0:y1,x0:x1 in pixels, percent, um or mm (default: the canvas)")
     add("--sections", default=None, help="sections to map, for example 0:4 or 3 (default: all)")
     add("--pairwise", action="store_true", help="also previous-current and current-next: all other sections masked")
     add("--partners", metavar="GENE", help="also the genes that this gene attends to most, with significance")
@@ -75,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     options = build_parser().parse_args(arguments)
 
+    import tera_mind.baselines  # noqa: F401 - so that checkpoints of other methods are known, and refused by name
     from tera_mind.formats.brain import Brain
     from tera_mind.model.checkpoint import load_checkpoint
 
@@ -104,16 +108,26 @@ def run(arguments: Sequence[str]) -> int:
 
 def _check_out(options: argparse.Namespace) -> None:
     """The output folder is new, empty, one to go on with, or to be replaced; never an input or a store."""
-    from tera_mind.formats.replaceable import check_apart, kind_of
+    from tera_mind.cli.attention_compare import check_comparable
+    from tera_mind.formats.replaceable import check_apart, check_replaceable, check_summary, kind_of
 
+    if options.seed < 0:
+        raise InputError(f"--seed must be 0 or more, got {options.seed}")
     if options.workers < 0:
         raise InputError(f"--workers must be at least 1, or 0 for one a core, got {options.workers}")
     out: Path = options.out
     check_apart(out, [options.brain, options.checkpoint, *options.compare])
+    for folder in options.compare:
+        check_comparable(folder)
     if not out.exists():
         return
     if not out.is_dir() or kind_of(out) is not None:
         raise InputError(f"{out} is a file or a store, --out names a folder for several files; choose another one")
+    check_summary(out / SUMMARY, _FORMAT)
+    check_replaceable(out / MAP, ("map",), [])
+    for name in (PARTNERS, BLOCKS, PAGE, *_FIGURES):
+        if (out / name).is_dir():
+            raise InputError(f"{out / name} is a folder where a file is written; choose another --out")
     if (out / SUMMARY).exists() and not options.overwrite and not options.dry_run:
         raise InputError(f"{out} holds a finished analysis: give --overwrite or another --out")
 
@@ -141,7 +155,7 @@ def make_job(options: argparse.Namespace, checkpoint: Checkpoint, brain: Any, ge
         checkpoint,
         brain,
         genes,
-        region=None if options.region is None else Box.parse(options.region, brain.canvas),
+        region=None if options.region is None else Box.parse(options.region, brain.canvas, brain.pixel_um),
         sections=_sections(options.sections, len(brain.sections)),
         pairwise=options.pairwise,
         partners=partners,
@@ -210,6 +224,7 @@ def conclude(
     import numpy as np
 
     from tera_mind.analysis.assemble import map_attributes, partner_sums, write_attention
+    from tera_mind.analysis.partners import partner_table
     from tera_mind.cli.attention_compare import compare, restates
     from tera_mind.formats.atomic import atomic_file
     from tera_mind.report.attention.page import write_figures
@@ -219,14 +234,17 @@ def conclude(
         return found
 
     out: Path = options.out
-    for old in (SUMMARY, PAGE, PARTNERS, BLOCKS):  # of an earlier run; they would be taken for this one's
+    sums = None if job.partners is None else partner_sums(job, arrays)
+    table = () if job.partners is None or sums is None else partner_table(job.partners, job.panel, sums)
+    # nothing is refused any more; what an earlier run left would be taken for this one's
+    for old in (SUMMARY, PAGE, PARTNERS, BLOCKS, *_FIGURES):
         (out / old).unlink(missing_ok=True)
     details = {"pathway": name, "checkpoint": checkpoint.sha256}
     attributes = map_attributes(job, arrays, f"attention {name}", details)
     attention = write_attention(job, arrays, out / MAP, attributes)
-    record: dict[str, Any] = {"format": "attention", "version": 1, **attributes.details, "figure_section": shown}
-    if job.partners is not None:
-        record["partners_top"] = _partners(job, partner_sums(job, arrays), out)
+    record: dict[str, Any] = {"format": _FORMAT, "version": 1, **attributes.details, "figure_section": shown}
+    if sums is not None:
+        record["partners_top"] = _partners(job, sums, table, out)
     record["restates"] = restates(attention, shown, options.seed)
     for row in record["restates"]:
         print(row["words"])
@@ -239,18 +257,17 @@ def conclude(
     return attention
 
 
-def _partners(job: AttentionJob, sums: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
+def _partners(job: AttentionJob, sums: Mapping[str, Any], table: Sequence[Partner], out: Path) -> list[dict[str, Any]]:
     """Write and print the partners' table; the ten first as plain JSON."""
     import csv
     from dataclasses import asdict, fields
 
     import numpy as np
 
-    from tera_mind.analysis.partners import Partner, partner_table
+    from tera_mind.analysis.partners import Partner
     from tera_mind.formats.atomic import atomic_file
 
     assert job.partners is not None
-    table = partner_table(job.partners, job.panel, sums)
     with atomic_file(out / PARTNERS) as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["rank", *(field.name for field in fields(Partner))])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +54,32 @@ def restates(attention: Map, section: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def check_comparable(folder: Path) -> Map:
+    """The attention map of an output folder; its partners' table is read too, where there is one.
+
+    Raises `MissingFileError` where there is no map, `FormatError` where either is damaged or something else.
+    """
+    path = folder / "attention.zarr"
+    if not path.exists():
+        raise MissingFileError(f"no attention.zarr in {folder}: --compare takes folders that this command wrote")
+    other = Map.open(path)
+    if not {"genes", "panel"} <= set(other.attributes.details) or ATTENTION not in other.attributes.channels:
+        raise FormatError(f"{path} is no map of attention; --compare takes folders that this command wrote")
+    if (folder / "partners.npz").is_file():
+        _blocks(folder / "partners.npz")
+    return other
+
+
 def compare(attention: Map, folder: Path, seed: int) -> dict[str, Any]:
     """Reproducibility against an earlier output folder: correlation of maps patch by patch, and of partner rankings.
 
     Maps are compared where both cover the same box in the same patches: the brains must lie on one canvas. Rankings are
     of the genes that both panels have. Raises `MissingFileError` where the folder holds no attention map.
     """
-    if not (folder / "attention.zarr").exists():
-        raise MissingFileError(f"no attention.zarr in {folder}: --compare takes folders that this command wrote")
-    other = Map.open(folder / "attention.zarr")
+    other = check_comparable(folder)
     found: dict[str, Any] = {"folder": str(folder), "brain": other.attributes.details.get("brain"), "lines": []}
     ours, theirs = attention.attributes, other.attributes
-    if set(ours.details["genes"]) != set(theirs.details.get("genes", ())):
+    if set(ours.details["genes"]) != set(theirs.details["genes"]):
         found["maps"], why = None, "another set of genes"
     elif (ours.box, ours.step_px, len(ours.sections)) != (theirs.box, theirs.step_px, len(theirs.sections)):
         found["maps"], why = None, "other boxes, patches or numbers of sections"
@@ -89,8 +105,8 @@ def _map_correlation(first: Map, second: Map, channel: str, seed: int) -> Interv
         for one in (first, second)
     ]
     cells = np.concatenate([_cells(first.shape[2:], place).ravel() for place in range(len(layers))])
-    scale = 1 if channel == PRODUCT else first.attributes.details["panel"]
-    x, y = (np.log2(part * scale + 1).astype(np.float64) for part in values)
+    scales = [1 if channel == PRODUCT else one.attributes.details["panel"] for one in (first, second)]
+    x, y = (np.log2(part * scale + 1).astype(np.float64) for part, scale in zip(values, scales, strict=True))
     return cell_pearson(x, y, cells, RESAMPLES, seed)
 
 
@@ -121,7 +137,7 @@ def _blocks(path: Path) -> tuple[str, list[str], NDArray[np.float64], NDArray[np
     try:
         with np.load(path, allow_pickle=False) as file:
             return str(file["gene"]), file["panel"].tolist(), file["block_row"], file["block_weight"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise FormatError(f"{path} cannot be read ({error}); run the command for that brain again") from None
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tera_mind.errors import InputError
+from tera_mind.cli.intervene_run import FEATURES, POPULATIONS, SUMMARY, Run
+from tera_mind.errors import FormatError, InputError, MissingFileError
 
 if TYPE_CHECKING:
     from tera_mind.analysis.interventions.declaration import Experiment
     from tera_mind.analysis.interventions.population import Basis
-    from tera_mind.cli.intervene_run import Run
     from tera_mind.formats.brain import Brain
     from tera_mind.formats.volume import Volume
     from tera_mind.model.checkpoint import Checkpoint
@@ -63,6 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sections", default=None, help="sections to generate, for example 0:4 or 3 (default: all)")
     add("--target", type=Path, default=None, metavar="BRAIN", help="the same tissue as it should become, to compare")
     add("--null", type=int, default=0, metavar="N", help="random gene sets of equal expression (default: %(default)s)")
+    add(
+        "--features", default="pyramid", choices=FEATURES,
+        help="what latent scores compare: pyramid, features of the genes; bottleneck, what the encoder makes of genes "
+        "and noise-free image together (default: %(default)s)",
+    )  # fmt: skip
     add("--steps", type=int, default=15, help="sampling steps (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of noise, null and resampling (default: %(default)s)")
     add("--mask", default="tissue", choices=("tissue", "none"), help="what is painted, see generate (default: tissue)")
@@ -80,62 +86,42 @@ def run(arguments: Sequence[str]) -> int:
     options = build_parser().parse_args(arguments)
 
     from tera_mind.analysis.interventions.declaration import read_experiment
+    from tera_mind.cli import intervene_checks as checks
     from tera_mind.cli.intervene_effects import conclude
+    from tera_mind.cli.intervene_run import nuclear_stain, stain_place
     from tera_mind.formats.brain import Brain
     from tera_mind.model.checkpoint import load_checkpoint
     from tera_mind.model.devices import choose_device
     from tera_mind.sampling.launch import Launch
 
-    strengths = _strengths(options.strengths)
+    strengths = checks.read_strengths(options.strengths)
     experiment = read_experiment(options.experiment)
-    _check_out(options)
+    checks.check_out(options, strengths)
     brain, checkpoint = Brain.open(options.brain), load_checkpoint(options.checkpoint)
-    target = None if options.target is None else _target(options.target, brain)
+    stain_place(checkpoint.info.stains, nuclear_stain(brain.stains), "the checkpoint")
+    if options.features == "bottleneck":
+        _ = checkpoint.gene_morph
+    target = None
+    if options.target is not None:
+        target = checks.open_target(options.target, brain, checkpoint, allow_missing=options.allow_missing_genes)
     launch = Launch((choose_device(options.device),), options.workers, overwrite=options.overwrite)
     made = prepare(options, experiment, brain, checkpoint, strengths, launch)
+    checks.check_edits(made.intervention, made.job, options.null)
+    to_be_made = checks.check_volumes(made, launch)
     print(describe(made), flush=True)
     if options.dry_run:
         from tera_mind.cli.generate import dry_run
 
         print(f"each of {len(strengths)} volumes:")
         return dry_run(made.job, launch)
+    for name, basis in made.measured.items():
+        basis.write(options.out / POPULATIONS / f"{name}.npz")
+    if to_be_made:  # a summary of volumes that are gone must not outlive them
+        (options.out / SUMMARY).unlink(missing_ok=True)
     volumes = paint(made, launch)
     for line in conclude(made, volumes, target, options):
         print(line)
     return 0
-
-
-def _strengths(text: str) -> tuple[float, ...]:
-    try:
-        found = tuple(sorted({float(part) for part in text.split(",")}))
-    except ValueError:
-        raise InputError(f"--strengths is numbers from 0 to 1 such as 0,0.5,1, got {text!r}") from None
-    if found[0] != 0 or found[-1] != 1:
-        raise InputError(f"--strengths goes from 0 (as measured) to 1 (edited), both given, got {text!r}")
-    return found
-
-
-def _check_out(options: argparse.Namespace) -> None:
-    from tera_mind.formats.replaceable import check_apart, kind_of
-
-    if options.null < 0 or options.resamples < 0:
-        raise InputError(f"--null and --resamples are 0 or more, got {options.null} and {options.resamples}")
-    given = [options.brain, options.checkpoint, options.experiment, *([options.target] if options.target else [])]
-    check_apart(options.out, given)
-    if options.out.exists() and (not options.out.is_dir() or kind_of(options.out) is not None):
-        raise InputError(f"{options.out} is a file or a store, --out names a folder for several files; choose another")
-
-
-def _target(path: Path, brain: Brain) -> Brain:
-    from tera_mind.formats.brain import Brain as Store
-
-    target = Store.open(path)
-    if target.shape[1:] != brain.shape[1:] or abs(target.pixel_um / brain.pixel_um - 1) > 0.01:
-        raise InputError(
-            f"--target should lie on the brain's canvas, sections and pixels {brain.shape[1:]} at {brain.pixel_um:g} "
-            f"um; it has {target.shape[1:]} at {target.pixel_um:g} um"
-        )
-    return target
 
 
 def prepare(
@@ -147,8 +133,7 @@ def prepare(
     launch: Any,
 ) -> Run:
     """Measure the populations that are used, make the intervention and the job, and find what it reaches."""
-    from tera_mind.analysis.interventions.locality import margin_px
-    from tera_mind.cli.intervene_run import Run
+    from tera_mind.analysis.interventions.locality import margin_px, reach_px
     from tera_mind.effects.zones import INSIDE, Zones
     from tera_mind.geometry import Box
     from tera_mind.metrics.regions import RegionMap
@@ -165,20 +150,36 @@ def prepare(
         options.mask == "tissue", choose_precision(options.precision, launch.devices[0]), "uint8",
         options.allow_missing_genes,
     )  # fmt: skip
-    populations = {
-        name: _population(name, experiment, brain, model.patch_px, options) for name in experiment.used_populations()
-    }
+    populations: dict[str, Basis] = {}
+    measured: dict[str, Basis] = {}
+    for name in experiment.used_populations():
+        populations[name], kept = _population(name, experiment, brain, model.patch_px, options)
+        if not kept:
+            measured[name] = populations[name]
+    if options.allow_missing_genes:
+        populations = {name: basis.filled(checkpoint.info.genes) for name, basis in populations.items()}
+    _find_functions(options.experiment.parent)
     intervention = experiment.intervention(
         brain, checkpoint.info.genes, patch_px=model.patch_px, bin_px=model.bin_px, populations=populations,
         open_labels=RegionMap.open,
     )  # fmt: skip
+    steps, halo_px = job.settings.steps, reach_px(
+        model.halo_px, model.patch_px, (rows, columns), tile_exact=model.tile_exact
+    )  # fmt: skip
     zones = Zones.of(
-        intervention, job.groups, sections, region, steps=options.steps, halo_px=model.halo_px,
-        margin_px=margin_px(options.steps, model.patch_px, model.halo_px),
+        intervention, job.groups, sections, region, steps=steps, halo_px=halo_px,
+        margin_px=margin_px(steps, model.patch_px, halo_px),
     )  # fmt: skip
     if not (zones.bins == INSIDE).any():
         raise InputError("the edits touch nothing of the region and sections to generate: give others, or other masks")
-    return Run(job, intervention, strengths, zones, options.out)
+    return Run(job, intervention, strengths, zones, options.out, measured)
+
+
+def _find_functions(folder: Path) -> None:
+    """Functions of a user are looked for beside the experiment too, after all that is installed."""
+    here = str(folder.resolve())
+    if here not in sys.path:
+        sys.path.append(here)  # worker processes are handed it
 
 
 def _sections(text: str | None, count: int) -> tuple[int, ...]:
@@ -191,33 +192,42 @@ def _sections(text: str | None, count: int) -> tuple[int, ...]:
         raise InputError(f"--sections is a number or first:last, got {text!r}") from None
 
 
-def _population(name: str, experiment: Experiment, own: Brain, row_px: int, options: argparse.Namespace) -> Basis:
-    """A population: read, or measured in one pass and kept in the output folder for the next run."""
+def _population(
+    name: str, experiment: Experiment, own: Brain, row_px: int, options: argparse.Namespace
+) -> tuple[Basis, bool]:
+    """A population, and whether it lies on the disk already; else it was measured in one pass, to be kept in the output
+    folder for the next run once nothing is refused any more.
+    """
     from tera_mind.analysis.interventions.population import Basis, measure, population_facts
-    from tera_mind.cli.intervene_run import POPULATIONS
     from tera_mind.cli.progress import track
     from tera_mind.formats.brain import Brain
     from tera_mind.metrics.regions import RegionMap
 
     spec = experiment.populations[name]
     if spec.file is not None:
-        return Basis.read(spec.file)
+        return Basis.read(spec.file), True
     brain = own if spec.brain is None else Brain.open(spec.brain)
     # a patch of the network in this brain's pixels, should they differ
     row_px = round(row_px * own.pixel_um / brain.pixel_um)
     mask = experiment.mask(spec.region, brain, RegionMap.open)
     stored = options.out / POPULATIONS / f"{name}.npz"
     facts = population_facts(name, brain, brain.canvas, range(len(brain.sections)), row_px, mask)
-    if stored.is_file() and (kept := Basis.read(stored)).facts == facts:
-        return kept
-    basis = measure(name, brain, row_px, mask=mask, progress=lambda tiles: track(tiles, f"population {name}"))
-    if not options.dry_run:
-        basis.write(stored)
-    return basis
+    if stored.exists():
+        try:
+            kept = Basis.read(stored)
+            if kept.facts == facts:
+                return kept, True
+            if not options.overwrite:
+                raise InputError(f"{stored} is of another place or brain: give --overwrite, or another --out")
+        except (FormatError, MissingFileError):
+            if not options.overwrite:
+                raise
+    return measure(name, brain, row_px, mask=mask, progress=lambda tiles: track(tiles, f"population {name}")), False
 
 
 def describe(made: Run) -> str:
     """The edit and its reach in words."""
+    from tera_mind.analysis.interventions.locality import edited_bins
     from tera_mind.effects.zones import INSIDE, MARGIN
 
     zones, job = made.zones, made.job
@@ -226,10 +236,16 @@ def describe(made: Run) -> str:
     targets = made.intervention.targets
     shown = ", ".join(targets[:6]) + (f" and {len(targets) - 6} more" if len(targets) > 6 else "")
     um = zones.margin_px * job.brain.pixel_um
-    return (
+    idle = [
+        f"edit {number} touches nothing of the region and sections\n"
+        for number, part in enumerate(made.intervention.parts, start=1)
+        if not any(edited_bins([part.mask], [z], job.region, zones.bin_px).any() for z in job.sections)
+    ]
+    passes = f"{job.settings.steps} steps" if job.has_steps else "one pass"
+    return "".join(idle) + (
         f"{made.intervention.name}: {len(made.intervention.parts)} edit(s) of {shown}, in {share:.1%} of "
         f"{job.region}, sections {', '.join(map(str, job.sections))}; digest {made.intervention.digest}\n"
-        f"margin: {zones.margin_px} px ({um:.0f} um) around patches, for {job.steps} steps; {patches.mean():.1%} of "
+        f"margin: {zones.margin_px} px ({um:.0f} um) around patches, for {passes}; {patches.mean():.1%} of "
         "all patches can change, the others hold what they held"
     )
 

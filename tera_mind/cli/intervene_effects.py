@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from tera_mind.analysis.interventions.population import measure
-from tera_mind.analysis.latents import pyramid_features
-from tera_mind.cli.intervene_run import FILM, FILMSTRIP, MAP, SUMMARY
+from tera_mind.cli.intervene_checks import FORMAT
+from tera_mind.cli.intervene_latent import latent_scores
+from tera_mind.cli.intervene_run import FILM, FILMSTRIP, MAP, SUMMARY, nuclear_stain, stain_place
 from tera_mind.cli.progress import track
-from tera_mind.effects import latent
 from tera_mind.effects.change import compare, write_change
 from tera_mind.effects.nuclei import QUANTITIES, moved_rows, nuclei_of, nucleus_rows, scales
 from tera_mind.effects.nulls import null_intervention, rank_p
 from tera_mind.effects.zones import INSIDE, Zones
-from tera_mind.errors import InputError
 from tera_mind.formats.atomic import atomic_file
-from tera_mind.geometry import Box, SectionGroup
+from tera_mind.geometry import Box
 from tera_mind.metrics.nuclei.segmenters import Scale, Watershed
 from tera_mind.report.film import film_frames, filmstrip, moving
-from tera_mind.sampling.counts import count_source, panel_index
 from tera_mind.sampling.writer import encode
 
 if TYPE_CHECKING:
@@ -45,7 +43,7 @@ if TYPE_CHECKING:
 _NULL = (*QUANTITIES, "pixels")
 #: largest side of what the pictures show
 _SHOWN_PX = 384
-_FORMAT, _VERSION = "intervention", 1
+_VERSION = 1
 
 
 class Nuclei:
@@ -53,16 +51,16 @@ class Nuclei:
 
     def __init__(self, brain: Brain, zones: Zones, known: Mapping[int, Scale] | None = None) -> None:
         self.brain, self.zones = brain, zones
-        names = [name.lower() for name in brain.stains]
-        self.stain = names.index("dapi") if "dapi" in names else 0
+        self.stain = nuclear_stain(brain.stains)
         self.segmenter = Watershed(brain.pixel_um)
         self.scales = known or scales(self.of_brain(brain), zones.region, zones.sections, self.segmenter)
 
     def of_brain(self, brain: Brain) -> Callable[[int, Box], NDArray[np.uint8]]:
-        return lambda section, box: brain.image(box, [section])[self.stain, 0]
+        stain = stain_place(brain.stains, self.stain, str(brain.path))
+        return lambda section, box: brain.image(box, [section])[stain, 0]
 
     def of_volume(self, volume: Volume) -> Callable[[int, Box], NDArray[np.uint8]]:
-        stain = volume.attributes.stains.index(self.brain.stains[self.stain])
+        stain = stain_place(volume.attributes.stains, self.stain, str(volume.path))
         return lambda section, box: volume.image(box, [section])[stain, 0]
 
     def table(self, read: Callable[[int, Box], NDArray[np.uint8]]) -> NucleusTable:
@@ -73,7 +71,6 @@ def conclude(
     made: Run, volumes: Mapping[float, Volume], target: Brain | None, options: argparse.Namespace
 ) -> list[str]:
     """Measure, draw, write everything; what to print."""
-    (made.out / SUMMARY).unlink(missing_ok=True)  # it says that all is there, so it comes last
     zones, job = made.zones, made.job
     factual, edited = volumes[0.0], volumes[1.0]
     change = compare(factual, edited, zones)
@@ -83,7 +80,6 @@ def conclude(
     elif change.beyond:
         lines[0] += "; EXPECTED EXACTLY 0, the margin does not hold"
     details = {"intervention": made.intervention.facts(), "margin_px": zones.margin_px, **change.facts()}
-    write_change(change, made.out / MAP, factual, zones, details)
     nuclei = Nuclei(job.brain, zones)
     tables = {s: nuclei.table(nuclei.of_volume(v)) for s, v in track(volumes.items(), "nuclei", len(volumes))}
     doses = [
@@ -93,10 +89,10 @@ def conclude(
     ]
     lines += dose_lines(doses)
     record: dict[str, Any] = {
-        "format": _FORMAT, "version": _VERSION, "intervention": made.intervention.facts(),
+        "format": FORMAT, "version": _VERSION, "intervention": made.intervention.facts(),
         "digest": made.intervention.digest, "brain": job.brain.path.name, "brain_fingerprint": job.brain.fingerprint,
         "checkpoint": job.checkpoint.sha256, "region": str(job.region), "sections": list(job.sections),
-        "steps": job.steps, "seed": job.seed, "margin_px": zones.margin_px, **change.facts(), "doses": doses,
+        "steps": job.settings.steps, "seed": job.seed, "margin_px": zones.margin_px, **change.facts(), "doses": doses,
         "volumes": {f"{s:g}": str(volume.path.relative_to(made.out)) for s, volume in volumes.items()},
     }  # fmt: skip
     if target is not None:
@@ -108,9 +104,12 @@ def conclude(
         lines += [
             f"  {m.quantity:<10} {_words(m.true_change)}   {_words(m.edit_change)}   {_words(m.share)}" for m in moved
         ]
-    record |= latent_scores(made, target, lines)
+    record |= latent_scores(made, volumes, target, options.features, lines)
     if options.null:
         record["null"] = null(made, options.null, nuclei, lines)
+    # all is measured, so what an earlier run left is replaced now; the summary says that all is there, so it comes last
+    (made.out / SUMMARY).unlink(missing_ok=True)
+    write_change(change, made.out / MAP, factual, zones, details)
     strip = film_frames(list(volumes.values()), [f"strength {s:g}" for s in volumes], *_shown(zones))
     for name, data in ((FILMSTRIP, filmstrip(strip)), (FILM, moving(strip[:-1]))):
         with atomic_file(made.out / name) as path:
@@ -147,66 +146,17 @@ def dose_lines(doses: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def latent_scores(made: Run, target: Brain | None, lines: list[str]) -> dict[str, Any]:
-    """Frechet and GILEA scores in the gene pyramid's features, and whether the edited genes are out of bounds."""
-    job, zones, pyramid = made.job, made.zones, made.job.checkpoint.gene_morph.pyramid
-
-    def features(counts: torch.Tensor) -> NDArray[np.float32]:
-        return pyramid_features(pyramid, counts)
-
-    def of_target(group: SectionGroup, box: Box) -> torch.Tensor:
-        assert target is not None
-        model = job.checkpoint.info.model
-        index = panel_index(target.genes, job.checkpoint.info.genes, allow_missing=job.allow_missing_genes)
-        return count_source(
-            target, group.genes, index, job.region, patch_px=model.patch_px, bin_px=model.bin_px,
-            treatment="as measured", seed=0,
-        )(box)  # fmt: skip
-
-    def rows(counts: latent.GroupCounts, *, inside: bool) -> Iterator[NDArray[np.float32]]:
-        return latent.rows_of(counts, features, job.groups, zones, inside=inside)
-
-    source: latent.GroupCounts = lambda group, box: job.counts(group)(box)  # noqa: E731
-    edited: latent.GroupCounts = lambda group, box: made.at(1.0).counts(group)(box)  # noqa: E731
-    populations = {
-        name: latent.sums_of(rows(each, inside=True)) for name, each in (("source", source), ("edited", edited))
-    }
-    if target is not None:
-        populations["target"] = latent.sums_of(rows(of_target, inside=True))
-    found: dict[str, Any] = {"latent": latent.scores(populations), "out_of_distribution": None}
-    for name, score in found["latent"].items():
-        gilea = ", ".join(f"{k}: {v:.3g}" for k, v in score["gilea"].items() if v is not None)
-        frechet = "too few patches" if score["frechet"] is None else f"{score['frechet']:.4g}"
-        lines.append(f"gene features, {name}: Frechet {frechet}; GILEA {gilea} ({score['patches']} patches)")
-    spread = latent.spread_of(lambda: rows(source, inside=False))
-    strange = (
-        None if spread is None else latent.strangeness(spread, rows(source, inside=True), rows(edited, inside=True))
-    )
-    if strange is not None:
-        found["out_of_distribution"] = asdict(strange) | {"flagged": strange.flagged}
-        words = "OUT OF DISTRIBUTION, do not believe the picture" if strange.flagged else "within what the brain holds"
-        lines.append(
-            f"edited genes: {words}: {strange.share_after:.1%} of edited patches beyond the brain's own 99.5 % "
-            f"(before: {strange.share_before:.1%})"
-        )
-    return found
-
-
 def null(made: Run, draws: int, nuclei: Nuclei, lines: list[str]) -> dict[str, Any]:
     """The edit and random gene sets of equal expression, painted in the smallest region that holds the edit."""
     job, zones = made.job, made.zones
-    try:
-        null_intervention(made.intervention, np.zeros(len(made.intervention.genes)), 0, job.seed)
-    except InputError as error:
-        lines.append(f"no null: {error}")
-        return {"reason": str(error)}
     small = replace(job, region=_patches_around(_bounds(zones), zones))
     own = replace(made, job=small, zones=_cut(zones, small.region))
     counter = Nuclei(job.brain, own.zones, nuclei.scales)
-    sums = measure("all", job.brain, zones.patch_px).of(job.checkpoint.info.genes).sums
+    genes = job.checkpoint.info.genes
+    mean = measure("all", job.brain, zones.patch_px).filled(genes).of(genes).sums.mean
     factual = painted(own.at(0.0))
 
-    stain = job.checkpoint.info.stains.index(job.brain.stains[nuclei.stain])
+    stain = stain_place(job.checkpoint.info.stains, nuclei.stain, "the checkpoint")
     inside = {z: own.zones.pixels(z, small.region) == INSIDE for z in small.sections}
 
     def table(image: Painted) -> NucleusTable:
@@ -218,21 +168,25 @@ def null(made: Run, draws: int, nuclei: Nuclei, lines: list[str]) -> dict[str, A
 
     before = table(factual)
 
-    def effect(intervention: Intervention) -> dict[str, float]:
+    def effect(intervention: Intervention) -> dict[str, float | None]:
         image = painted(replace(small, edit=intervention))
         rows = nucleus_rows(before, table(image), own.zones, job.brain.pixel_um, 0, 0)
-        out = {row.quantity: row.change.value or 0.0 for row in rows if row.zone == "inside"}
+        out = {row.quantity: row.change.value for row in rows if row.zone == "inside"}
         apart = [np.abs(image[z][:, inside[z]].astype(float) - factual[z][:, inside[z]]) for z in small.sections]
         return out | {"pixels": float(np.concatenate(apart, axis=1).mean())}
 
     edit = effect(made.intervention)
-    drawn = [effect(null_intervention(made.intervention, sums.mean, n, job.seed)) for n in track(range(draws), "null")]
+    drawn = [effect(null_intervention(made.intervention, mean, n, job.seed)) for n in track(range(draws), "null")]
     found: dict[str, Any] = {"region": str(small.region)}
     for name in _NULL:
         value, others = edit[name], [each[name] for each in drawn]
         p = rank_p(value, others)
         found[name] = {"edit": value, "null": others, "p": p}
-        spread = f"{np.median(others):+.3g} ({min(others):+.3g} to {max(others):+.3g})"
+        known = [other for other in others if other is not None]
+        if value is None or p is None or not known:
+            lines.append(f"null of {draws} gene sets, {name}: unknown, there are no nuclei to measure")
+            continue
+        spread = f"{np.median(known):+.3g} ({min(known):+.3g} to {max(known):+.3g})"
         lines.append(f"null of {draws} gene sets, {name}: edit {value:+.3g}, null {spread}, p {p:.3g}")
     return found
 

@@ -1,4 +1,4 @@
-"""Source, edited and target tissue in the features of the gene pyramid: distances, scores, what is out of bounds."""
+"""Source, edited and target tissue in the network's own features: distances, scores, what is out of bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tera_mind.analysis.latents import USUAL, Spread, eigenvalue_score
 from tera_mind.effects.zones import INSIDE, Zones
 from tera_mind.geometry import Box, SectionGroup
 from tera_mind.metrics.tiles.frechet import MIN_TILES, distance, gaussian
-from tera_mind.model.collage import counts_to_patches
+from tera_mind.model.collage import counts_to_patches, to_patches
 from tera_mind.sums import Sums
 
 #: patches a side of what is encoded at once
@@ -26,11 +26,20 @@ FLAGGED_SHARE = 0.05
 
 #: counts of a section group over a box
 GroupCounts = Callable[[SectionGroup, Box], Float[Tensor, "gene section bin_y bin_x"]]
-Features = Callable[[Float[Tensor, "b gene section bin_y bin_x"]], Float[np.ndarray, "b feature"]]
+#: image of a section group over a box, [-1, 1], channel = stain * sections + section
+GroupImage = Callable[[SectionGroup, Box], Float[Tensor, "channel y x"]]
+#: counts of patches, and where a `GroupImage` is given their images, to features (patch, feature)
+Features = Callable[..., Float[np.ndarray, "b feature"]]
 
 
 def rows_of(
-    counts: GroupCounts, features: Features, groups: Sequence[SectionGroup], zones: Zones, *, inside: bool
+    counts: GroupCounts,
+    features: Features,
+    groups: Sequence[SectionGroup],
+    zones: Zones,
+    *,
+    inside: bool,
+    image: GroupImage | None = None,
 ) -> Iterator[Float[np.ndarray, "b feature"]]:
     """Features of the region's patches that hold transcripts, a block at a time; `inside`: only edited patches."""
     side, region = zones.patch_px, zones.region
@@ -46,7 +55,8 @@ def rows_of(
             patches = counts_to_patches(counts(group, box)[None], side // zones.bin_px)
             there = torch.from_numpy(own) & (patches.sum((1, 2, 3, 4)) > 0)
             if there.any():
-                yield features(patches[there])
+                seen = () if image is None else (to_patches(image(group, box)[None], side)[there],)
+                yield features(patches[there], *seen)
 
 
 def sums_of(rows: Iterator[NDArray[np.float32]]) -> Sums | None:

@@ -58,8 +58,11 @@ def null_intervention(
     return replace(intervention, name=f"{intervention.name}, null {draw}", parts=tuple(parts))
 
 
-def rank_p(value: float, null: Sequence[float]) -> float | None:
-    """Share of null values at least as far from 0, (1 + k) / (1 + n): two-sided; None without a null."""
-    if not null:
+def rank_p(value: float | None, null: Sequence[float | None]) -> float | None:
+    """Share of null values at least as far from 0, (1 + k) / (1 + n): two-sided; None without a value or a null.
+
+    What is unknown of a null set (the mean area of no nucleus) counts as far, so that it makes nothing significant.
+    """
+    if value is None or not null:
         return None
-    return (1 + int((np.abs(np.asarray(null)) >= abs(value)).sum())) / (1 + len(null))
+    return (1 + sum(other is None or abs(other) >= abs(value) for other in null)) / (1 + len(null))

@@ -48,6 +48,12 @@ def check_apart(path: Path, inputs: Iterable[Path]) -> None:
             raise InputError(f"{path} lies inside the input {source}; name an output outside")
 
 
+def check_summary(path: Path, kind: str) -> None:
+    """Raise `InputError` where another command's summary, or no summary at all, lies at `path`."""
+    if (path.exists() or path.is_symlink()) and _read(path).get("format") != kind:
+        raise InputError(f"{path} is no summary of this command and would be lost; choose another --out")
+
+
 def kind_of(path: Path) -> str | None:
     """Format that a folder of tera-mind says it has; None for everything else."""
     attributes = _read(path / _ATTRIBUTES).get("attributes")

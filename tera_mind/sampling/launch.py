@@ -109,16 +109,14 @@ def plan_of(job: Generation, launch: Launch) -> Plan:
     )
 
 
-def prepare(job: Generation, out: Path, launch: Launch) -> Ledger:
-    """The ledger of the volume: a new one, or that of an earlier or concurrent command for the same.
+def found(job: Generation, out: Path, launch: Launch) -> Ledger | None:
+    """The ledger of an earlier or concurrent command for the same volume, None where one is to be made.
 
-    Raises `InputError` where something else is there, naming what differs, and spoils nothing.
+    Raises `InputError` where something else is there that may not be replaced, naming what differs. Changes nothing.
     """
     for device in launch.devices:
         job.check_device(device)
-    facts = job.facts(launch.devices[0])
-    if launch.devices[0].type == "cpu":
-        facts["threads"] = launch.cpu_threads
+    facts = _facts(job, launch)
     if out.exists() and any(out.iterdir()):
         unfinished = is_unfinished(out)
         ledger = Ledger.open(out) if (out / FOLDER).is_dir() or unfinished else None
@@ -131,7 +129,22 @@ def prepare(job: Generation, out: Path, launch: Launch) -> Ledger:
             raise InputError(f"{told}: give --overwrite to replace it, or another --out")
         if ledger is not None and unfinished:
             _refuse_workers(ledger)
-    plan = plan_of(job, launch)
+    return None
+
+
+def _facts(job: Generation, launch: Launch) -> dict[str, Any]:
+    facts = job.facts(launch.devices[0])
+    if launch.devices[0].type == "cpu":
+        facts["threads"] = launch.cpu_threads
+    return facts
+
+
+def prepare(job: Generation, out: Path, launch: Launch) -> Ledger:
+    """The ledger of the volume: `found`, or a new one. Raises as it does, and spoils nothing."""
+    known = found(job, out, launch)
+    if known is not None:
+        return known
+    facts, plan = _facts(job, launch), plan_of(job, launch)
     check_space(job, plan, out)
     Ledger.create(out, job.attributes(launch.devices[0]), facts, plan, launch.cpu_threads, overwrite=launch.overwrite)
     ledger = Ledger.open(out)
@@ -159,10 +172,10 @@ def needed_bytes(job: Generation, plan: Plan) -> int:
     return int(PYRAMID_SHARE * patches * side * side * job.checkpoint.info.model.stains * size)
 
 
-def check_space(job: Generation, plan: Plan, out: Path) -> None:
-    """Raises `InputError` where the disk may not hold the volume."""
+def check_space(job: Generation, plan: Plan, out: Path, volumes: int = 1) -> None:
+    """Raises `InputError` where the disk may not hold the volume, or several like it."""
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
-    free, needed = shutil.disk_usage(there).free, needed_bytes(job, plan)
+    free, needed = shutil.disk_usage(there).free, volumes * needed_bytes(job, plan)
     if free < needed:
         raise InputError(
             f"{out} may need {needed / 2**30:.2f} GiB, its disk has {free / 2**30:.2f} GiB left: make room, or give a "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import yaml
 
 from tera_mind.analysis.interventions.edits import Edit, Function, Match, Replace, Scale, SelfScale
 from tera_mind.analysis.interventions.intervention import Intervention, Part
-from tera_mind.analysis.interventions.masks import EVERYWHERE, LabelMap, Mask
+from tera_mind.analysis.interventions.masks import LabelMap, Mask
 from tera_mind.analysis.interventions.population import Basis
+from tera_mind.analysis.strict_yaml import read_yaml
 from tera_mind.errors import FormatError, InputError, MissingFileError
 from tera_mind.formats.brain import Brain
 from tera_mind.geometry import Box
@@ -71,17 +73,19 @@ class Experiment:
     edits: tuple[Mapping[str, Any], ...]
 
     def mask(self, name: str | None, brain: Brain, open_labels: Callable[[Path, Brain], LabelMap]) -> Mask:
-        """A named region in a brain's pixels; None is everywhere."""
-        if name is None:
-            return EVERYWHERE
-        spec = self.regions[name]
-        box = None if spec.box is None else Box.parse(spec.box, brain.canvas, brain.pixel_um)
-        beyond = [z for z in spec.sections or () if not 0 <= z < len(brain.sections)]
+        """A named region in a brain's pixels; None is all of the brain: its canvas and its sections.
+
+        Windows reach beyond both, and nothing is put where the brain has nothing.
+        """
+        spec = RegionSpec() if name is None else self.regions[name]
+        box = brain.canvas if spec.box is None else Box.parse(spec.box, brain.canvas, brain.pixel_um)
+        sections = tuple(range(len(brain.sections))) if spec.sections is None else spec.sections
+        beyond = [z for z in sections if not 0 <= z < len(brain.sections)]
         if beyond:
             raise InputError(f"region {name!r} names section {beyond[0]}, the brain has 0 to {len(brain.sections) - 1}")
         if spec.labels is None:
-            return Mask(box, spec.sections)
-        return Mask.of_labels(open_labels(spec.labels, brain), spec.names, box, spec.sections)
+            return Mask(box, sections)
+        return Mask.of_labels(open_labels(spec.labels, brain), spec.names, box, sections)
 
     def used_populations(self) -> tuple[str, ...]:
         """Populations that an edit uses, in order."""
@@ -114,7 +118,7 @@ class Experiment:
 def read_experiment(path: Path) -> Experiment:
     """Read and check the words of an experiment. Raises `MissingFileError` or `FormatError`, one line."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except (FileNotFoundError, IsADirectoryError):
         raise MissingFileError(f"expected an experiment in YAML at {path}, no file is there") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -167,6 +171,8 @@ def _region(value: object, path: Path, name: str) -> RegionSpec:
 
 def _population(value: object, path: Path, name: str, regions: Mapping[str, RegionSpec]) -> PopulationSpec:
     where = f"{path}: population {name!r}"
+    if Path(name).name != name or name in {".", ".."}:
+        raise FormatError(f"{where}: it is kept in a file of its name, so give a name without / and other than . or ..")
     record = _mapping({} if value is None else value, {"file", "brain", "region"}, where)
     for key, text in record.items():
         if not isinstance(text, str):
@@ -195,13 +201,22 @@ def _check_edit(
         if name != "kind" and (not isinstance(value, types[name]) or (isinstance(value, bool) and name != "centred")):
             words = " or ".join("text" if t is str else t.__name__ for t in types[name])
             raise FormatError(f"{where} ({kind}): {name} should be {words}, got {value!r}")
-    if not all(isinstance(gene, str) for gene in known.get("genes", [])):
-        raise FormatError(f"{where} ({kind}): genes is a list of names, got {known['genes']!r}")
+    if "genes" in known and not (known["genes"] and all(isinstance(gene, str) for gene in known["genes"])):
+        raise FormatError(f"{where} ({kind}): genes is a list of one name or more, got {known['genes']!r}")
+    _check_plain(known.get("arguments", {}), f"{where} ({kind}): arguments")
     if known.get("components", "all") != "all" and not isinstance(known["components"], int):
         raise FormatError(f"{where} ({kind}): components is a number or 'all', got {known['components']!r}")
     for name, there in (("region", regions), ("population", populations), ("target", populations)):
         if name in known and known[name] not in there:
             raise FormatError(f"{where} ({kind}): no {name} {known[name]!r}; there are {', '.join(there) or 'none'}")
+
+
+def _check_plain(value: object, where: str) -> None:
+    """Arguments are written into summaries and digests, so they must be what JSON can hold (YAML has dates too)."""
+    try:
+        json.dumps(value, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{where} should be numbers, text, lists and mappings of names: {error}") from None
 
 
 def _edit(record: Mapping[str, Any], populations: Mapping[str, Basis]) -> Edit:

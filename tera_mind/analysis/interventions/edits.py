@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -338,23 +339,28 @@ class Function:
         module, colon, name = self.function.partition(":")
         try:
             found = getattr(importlib.import_module(module), name) if colon and name else None
-        except (ImportError, AttributeError, ValueError) as error:
-            raise InputError(f"function {self.function!r} cannot be imported ({error}); give module:function") from None
+        except Exception as error:  # a user's module may fail in any way
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(
+                f"function {self.function!r} cannot be imported ({words}); give module:function"
+            ) from error
         if not callable(found):
             raise InputError(f"function {self.function!r} should be module:function, a function of counts and window")
         called: UserFunction = found
         return called
 
     def check(self, window: Window) -> None:
-        """Try the function on made-up counts, whole and in quarters."""
-        n = 4
+        """Try the function on made-up counts of two sections, whole and in quarters of one."""
+        _ = self._called, self.facts()
+        n, sections = 4, (0, 1)
         side = n * window.bin_px
-        trial = window._replace(sections=(0,), box=Box(0, side, 0, side))
-        made = np.random.default_rng([0]).poisson(1.0, (len(window.genes), 1, n, n)).astype(np.float32)
+        trial = window._replace(sections=sections, box=Box(0, side, 0, side))
+        made = np.random.default_rng([0]).poisson(1.0, (len(window.genes), 2, n, n)).astype(np.float32)
         whole = self.apply(made, trial)
-        for part in trial.box.tiles(side // 2, side // 2):
+        for section, part in itertools.product(sections, trial.box.tiles(side // 2, side // 2)):
             bins = Box(*(edge // window.bin_px for edge in (part.y0, part.y1, part.x0, part.x1))).slices()
-            if not np.array_equal(self.apply(made[(..., *bins)], trial._replace(box=part)), whole[(..., *bins)]):
+            cut = (slice(None), slice(section, section + 1), *bins)
+            if not np.array_equal(self.apply(made[cut], trial._replace(sections=(section,), box=part)), whole[cut]):
                 raise InputError(
                     f"function {self.function!r} gives a bin another outcome in another window; make it depend on the "
                     "bin and its place (window.box, window.sections) alone"
@@ -375,6 +381,12 @@ class Function:
 
     def facts(self) -> dict[str, Any]:
         module = importlib.import_module(self.function.partition(":")[0])
-        text = inspect.getsource(module).encode()
+        try:
+            text = inspect.getsource(module).encode()
+        except (OSError, TypeError):
+            raise InputError(
+                f"function {self.function!r} lies in a module without a Python source, which could not be told from "
+                "another version of itself; put a function of your own around it"
+            ) from None
         sha256 = hashlib.sha256(text).hexdigest()
         return {"kind": self.kind, "function": self.function, "arguments": self.arguments, "sha256": sha256}

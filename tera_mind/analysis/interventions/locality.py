@@ -3,6 +3,9 @@
 One pass of the network over a patch reads the patch and `halo_px` around it, genes and state alike. After k steps a
 patch of side p has read as far as halo + (k - 1) p ceil(halo / p) around itself: 32 + 64 (k - 1) px for patches of
 64 px and a halo of half a patch (928 px for 15 steps). Patches are whole, so the margin is counted from a patch's edge.
+
+It holds for every solver: those of higher order look back at images of earlier steps at the same pixel, which have read
+less. A network whose tiles are not exact sees all of the block that a patch is painted in, hence `reach_px`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,11 @@ from tera_mind.geometry import Box, SectionGroup
 def margin_px(steps: int, patch_px: int, halo_px: int) -> int:
     """Distance in pixels, from the edge of a patch, beyond which no count reaches it in `steps` steps."""
     return halo_px + (steps - 1) * patch_px * -(-halo_px // patch_px)
+
+
+def reach_px(halo_px: int, patch_px: int, block: tuple[int, int], *, tile_exact: bool) -> int:
+    """How far around a patch one pass looks: the halo, and without exact tiles the rest of its block as well."""
+    return halo_px if tile_exact else halo_px + (max(block) - 1) * patch_px
 
 
 def edited_bins(masks: Sequence[Mask], sections: Sequence[int], box: Box, bin_px: int) -> NDArray[np.bool_]:

@@ -40,14 +40,15 @@ class Mask:
     def of_labels(
         labels: LabelMap, names: tuple[str, ...], box: Box | None = None, sections: tuple[int, ...] | None = None
     ) -> Mask:
-        """Places under labels of these names. Raises `InputError` for names that the map lacks."""
-        number = {name: label for label, name in labels.names.items()}
-        unknown = [name for name in names if name not in number]
+        """Places under all labels of these names. Raises `InputError` for names that the map lacks."""
+        known = sorted(set(labels.names.values()))
+        unknown = [name for name in names if name not in known]
         if unknown or not names:
             raise InputError(
-                f"no label {', '.join(unknown) or '(none given)'} in the map; there are {', '.join(sorted(number))}"
+                f"no label {', '.join(unknown) or '(none given)'} in the map; there are {', '.join(known) or 'none'}"
             )
-        return Mask(box, sections, labels, tuple(number[name] for name in names))
+        # hemispheres often bear one name under two labels
+        return Mask(box, sections, labels, tuple(label for label, name in labels.names.items() if name in set(names)))
 
     def at(self, section: int, box: Box, step_px: int) -> NDArray[np.bool_]:
         """Which squares of `step_px` of a box are meant, by their centres: bool (rows, columns)."""

@@ -81,6 +81,12 @@ class Basis:
         sums = Sums(self.sums.n, self.sums.total[own], self.sums.outer[np.ix_(own, own)])
         return Basis(tuple(genes), sums, self.row_um, self.facts)
 
+    def filled(self, genes: Sequence[str]) -> Basis:
+        """The same population, with genes that it lacks taken as zero."""
+        more = tuple(gene for gene in genes if gene not in set(self.genes))
+        sums = Sums(self.sums.n, np.pad(self.sums.total, (0, len(more))), np.pad(self.sums.outer, (0, len(more))))
+        return Basis((*self.genes, *more), sums, self.row_um, self.facts)
+
     def require_rows(self, row_um: float) -> None:
         """Raise `InputError` unless a row is a square of this side."""
         if abs(self.row_um / row_um - 1) > _SAME_SIZE:
