@@ -159,6 +159,12 @@ def _block(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def _bytes(gigabytes: float) -> int:
+    if not 0 < gigabytes < 2**20:
+        raise InputError(f"--memory-gb is the main memory a worker may take, more than 0, got {gigabytes:g}")
+    return int(gigabytes * 2**30)
+
+
 def run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     if options.out.is_symlink():  # the volume goes where the link leads, as its space is there
@@ -195,7 +201,7 @@ def run(arguments: Sequence[str]) -> int:
         len(devices) if options.workers is None else options.workers,
         options.join,
         options.overwrite,
-        None if options.memory_gb is None else int(options.memory_gb * 2**30),
+        None if options.memory_gb is None else _bytes(options.memory_gb),
         options.shard_px,
         options.threads,
     )
