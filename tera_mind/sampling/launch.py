@@ -235,8 +235,8 @@ def _told(ledger: Ledger, failed: dict[str, str]) -> str:
     name, reason = min(failed.items())
     more = "" if len(failed) == 1 else f"; {len(failed) - 1} more failed"
     return (
-        f"{task_words(ledger, name)} failed: {reason}{more}; {len(ledger.rows())} of {len(ledger.tasks)} tasks are done "
-        "and kept, the same command goes on"
+        f"{task_words(ledger, name)} failed: {reason}{more}; {len(ledger.rows())} of {len(ledger.tasks)} tasks are "
+        "done and kept, the same command goes on"
     )
 
 
