@@ -360,11 +360,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         brain = simulated_brain(Path(folder), "tiny")
         print("\n## Time")
-        size, steps = ((256, 256), 1) if tiny else ((256, 1024), 5) if quick else ((768, 1280), STEPS)
+        size, steps = ((256, 256), 1) if tiny else ((256, 512), 3) if quick else ((768, 1280), STEPS)
         timed = against_published(brain, size, steps, 1 if tiny else 3, device)
         print("\n## Mask")
         where = "896:1088,:192" if tiny else "832:1152,:640" if quick else "640:,:"
-        masked = mask(brain, 2 if tiny else 5 if quick else STEPS, device, where)
+        masked = mask(brain, 2 if tiny else 3 if quick else STEPS, device, where)
     result = {
         "benchmark": "wavefront", "ratio": timed["ratio"], "memory": strips, "plan": planned, "time": timed,
         "mask": masked, "device": device_name(device), "threads": torch.get_num_threads(), "software": software,

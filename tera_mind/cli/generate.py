@@ -39,9 +39,10 @@ examples:
   tera-mind generate --checkpoint main.ckpt --brain brain.zarr --out volume.zarr --workers 2 --devices 0,1
   tera-mind generate --checkpoint main.ckpt --brain brain.zarr --out volume.zarr --dry-run
 
-The volume grows where it will be. It is cut into units that workers claim one by one; a worker that dies costs the unit
-it was at, no more. Give the same command again, here or on other machines, to go on or to join in: `tera-mind status`
-shows what is done. The pixels depend on neither the number of workers nor on interruptions.
+The volume grows where it will be. It is cut into units that workers claim one by one; a worker that dies costs what it
+did since its unit's last column of shards, no more. Give the same command again, here or on other machines, to go on or
+to join in: `tera-mind status` shows what is done. The pixels depend on neither the number of workers nor on
+interruptions.
 """
 
 
