@@ -351,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"device {device_name(device)}; torch {torch.__version__}, Python {platform.python_version()}")
     print("\n## Memory")
     strips = memory(
-        (1024, 2048) if tiny else (8192, 16384) if quick else (8192, 16384, 32768, 65536), 256 if tiny else 1024
+        (1024, 2048) if tiny else (4096, 8192) if quick else (8192, 16384, 32768, 65536), 256 if tiny else 1024
     )
     print("\n## Plan")
     planned = plans(64, 96, 3) if tiny else plans(ROWS, COLUMNS, GROUPS)
