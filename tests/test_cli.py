@@ -125,7 +125,8 @@ def test_a_reader_that_leaves_is_no_error(words: list[str]) -> None:
     os.close(read)
     command = [sys.executable, "-m", "tera_mind.cli.main", *words]
     error = write if words == ["paint"] else subprocess.PIPE
-    result = subprocess.run(command, stdout=write, stderr=error, text=True, check=False)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    result = subprocess.run(command, stdout=write, stderr=error, text=True, check=False, env=buffered)
     os.close(write)
     assert result.returncode == 128 + signal.SIGPIPE
     assert not result.stderr

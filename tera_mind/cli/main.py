@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -80,9 +81,17 @@ def _unread() -> bool:
     broken = False
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:
-                stream.flush()
+            if stream is None:
+                continue
+            stream.flush()
+            waiting = select.poll()  # unbuffered streams (PYTHONUNBUFFERED) have nothing left to flush
+            waiting.register(stream.fileno(), 0)
+            gone = any(event & select.POLLERR for _, event in waiting.poll(0))
         except BrokenPipeError:
+            gone = True
+        except (OSError, ValueError):  # no file at all
+            continue
+        if gone:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
