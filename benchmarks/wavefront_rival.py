@@ -55,14 +55,19 @@ class DiskSampler:
             store = following
         pixels = np.concatenate([self._read(store, row).numpy() for row in own.tiles(TILE_PX, region.width)], axis=1)
         image = to_uint8(torch.from_numpy(pixels)).numpy()
+        begun = time.perf_counter()
         shutil.rmtree(self.folder)
+        self.io_s += time.perf_counter() - begun
         return image
 
     def _store(self, index: int) -> zarr.Array:
         shape = (self.network.channels, self.domain.region.height, self.domain.region.width)
-        return zarr.create_array(
+        begun = time.perf_counter()
+        made = zarr.create_array(
             self.folder / str(index), shape=shape, chunks=(shape[0], TILE_PX, TILE_PX), dtype=self.dtype
         )
+        self.io_s += time.perf_counter() - begun
+        return made
 
     def _window(self, store: zarr.Array | None, tile: Box) -> torch.Tensor:
         """x_t of a tile with the network's halo; beyond the region it is the outside value."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import torch
@@ -42,6 +43,12 @@ def words(brain, checkpoint, out, *more) -> list[str]:
 def generate(brain, checkpoint, out, *more) -> int:
     """Exit code of the command; `brain` is a store or its path."""
     return exit_code(words(getattr(brain, "path", brain), checkpoint, out, *more))
+
+
+def forked(monkeypatch) -> None:
+    """Let worker processes begin as copies of this one, whose threads sleep: new ones import torch for seconds."""
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _method: context)
 
 
 def refused(tmp_path, capsys, brain, checkpoint, *more) -> str:

@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tera_mind.formats.atomic import atomic_directory, atomic_file
+from tera_mind.formats import atomic
+from tera_mind.formats.atomic import OLD_S, atomic_directory, atomic_file, sweep
+from tera_mind.processes import Process
 
 
 def names_in(folder: Path) -> list[str]:
@@ -94,7 +97,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_a_folder_starts_empty(tmp_path: Path) -> None:
     path = tmp_path / "brain.zarr"
-    leftover = tmp_path / f".{path.name}.partial-{os.getpid()}"
+    leftover = tmp_path / f".{path.name}.partial-{Process.own().word}"
     leftover.mkdir()
     (leftover / "stale").write_text("stale")
     with atomic_directory(path) as partial:
@@ -148,30 +151,87 @@ def test_a_killed_process_leaves_no_half_file(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def dead_process() -> int:
-    """The number of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait(timeout=30)
-    return process.pid
+SAY = "from tera_mind.processes import Process; print(Process.own().word)"
+
+
+@pytest.fixture(scope="module")
+def dead() -> str:
+    """The word of a process that has ended."""
+    said = subprocess.run([sys.executable, "-c", SAY], capture_output=True, text=True, check=True, timeout=60)
+    return said.stdout.strip()
+
+
+def make_old(path: Path) -> None:
+    long_ago = time.time() - OLD_S - 60
+    os.utime(path, (long_ago, long_ago))
 
 
 @pytest.mark.parametrize("write", [atomic_file, atomic_directory])
-def test_leftovers_of_dead_processes_are_swept(tmp_path: Path, write: Callable[[Path], Any]) -> None:
-    dead, alive = dead_process(), os.getppid()
+def test_leftovers_of_dead_processes_are_swept(tmp_path: Path, write: Callable[[Path], Any], dead: str) -> None:
+    machine, pid, began = dead.split("-")
+    living = Process(machine, os.getpid(), began)  # the number is in use again, by this process
+    (tmp_path / f".out.scratch-{living.word}").mkdir()
     (tmp_path / f".out.partial-{dead}").mkdir()
     (tmp_path / f".out.partial-{dead}" / "half").write_text("half")
     (tmp_path / f".out.scratch-{dead}").mkdir()
-    kept = [f".out.partial-{alive}", f".out.partial-{dead}.txt", f".other.partial-{dead}"]
+    kept = [
+        f".out.partial-{parent()}",
+        f".out.partial-elsewhere-{pid}-{began}",  # of another machine: nothing is known of it
+        f".out.partial-{machine}-{pid}-abcdef_5",  # of another container of this machine, or before it began anew
+        f".out.partial-{pid}",  # does not say of which machine
+        *(f".out.partial-{dead}.txt", f".other.partial-{dead}"),
+    ]
     for name in kept:
         (tmp_path / name).write_text("of another process or another output")
     with write(tmp_path / "out") as partial:
         if write is atomic_file:
             partial.write_text("new")
     assert names_in(tmp_path) == sorted([*kept, "out"])
+    for name in kept:
+        make_old(tmp_path / name)
+    sweep(tmp_path / "out")
+    assert names_in(tmp_path) == sorted([*kept[4:], "out"])
 
 
-def test_a_folder_put_aside_by_a_process_that_died_comes_back(tmp_path: Path) -> None:
-    aside = tmp_path / f".brain.zarr.old-{dead_process()}"
+def parent() -> str:
+    """The word of the process that started this one, read from /proc independently."""
+    ticks = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
+    own = Process.own()
+    return Process(own.machine, os.getppid(), f"{own.began.partition('_')[0]}_{ticks}").word
+
+
+def test_a_process_that_was_killed_and_not_waited_for_has_ended() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", SAY + "; input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    process = Process.of(child.stdout.readline().strip())
+    assert process is not None
+    assert not process.ended
+    os.kill(child.pid, signal.SIGKILL)
+    until = time.monotonic() + 30
+    while not process.ended:  # a zombie, until it is waited for
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    child.communicate()
+    assert process.ended
+
+
+def test_a_folder_that_another_machine_put_aside_comes_back_when_it_surely_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside = tmp_path / ".brain.zarr.old-elsewhere-5-abcdef_7"
+    aside.mkdir()
+    make_old(aside)  # a folder is as old as its content; it was put aside just now
+    sweep(tmp_path / "brain.zarr")
+    assert names_in(tmp_path) == [aside.name]
+    monkeypatch.setattr(atomic, "ASIDE_S", 0.0)
+    sweep(tmp_path / "brain.zarr")
+    assert names_in(tmp_path) == ["brain.zarr"]
+
+
+def test_a_folder_put_aside_by_a_process_that_died_comes_back(tmp_path: Path, dead: str) -> None:
+    aside = tmp_path / f".brain.zarr.old-{dead}"
     aside.mkdir()
     (aside / "old").write_text("old")
     with pytest.raises(ValueError, match="stop"):

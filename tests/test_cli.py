@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -115,6 +116,28 @@ def test_the_console_command_exits_with_the_code() -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("tera-mind: error: no command 'paint'")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--help"], ["sections", "--help"], ["paint"]])
+def test_a_reader_that_leaves_is_no_error(words: list[str]) -> None:
+    """As after `| head`: no one reads what is printed, nor (`paint`) what went wrong."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "tera_mind.cli.main", *words]
+    error = write if words == ["paint"] else subprocess.PIPE
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    result = subprocess.run(command, stdout=write, stderr=error, text=True, check=False, env=buffered)
+    os.close(write)
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert not result.stderr
+
+
+def test_another_pipe_that_breaks_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_command(monkeypatch, BrokenPipeError("a worker's"))
+    assert exit_code(["break"]) == 2
+    assert capsys.readouterr().err == "tera-mind: error: a worker's\n"
 
 
 def test_own_packages_are_ours() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from generate_case import TALL, generate, pixels, refused, save_checkpoint, tree, words
+from generate_case import TALL, forked, generate, pixels, refused, save_checkpoint, tree, words
 from ome_zarr_models.v05.image import Image
 from tiny_brain import make_brain
 
@@ -249,7 +249,8 @@ def test_out_of_memory(brain, checkpoint, tmp_path, monkeypatch, capsys):
     assert "out of memory with --micro-batch 4: give --micro-batch 2" in capsys.readouterr().err
 
 
-def test_workers_that_cannot_start_say_why(brain, checkpoint, tmp_path, capsys):
+def test_workers_that_cannot_start_say_why(brain, checkpoint, tmp_path, monkeypatch):
+    forked(monkeypatch)
     changing = shutil.copy(checkpoint, tmp_path / "changing.ckpt")
     job = Generation(load_checkpoint(changing), brain, Box(0, 64, 0, 64), (0, 1), block_rows=1, block_columns=1)
     save_checkpoint(changing, **TALL, res_blocks=2)

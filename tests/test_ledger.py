@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from PIL import Image
 from tera_mind.errors import FormatError
 from tera_mind.formats.volume import Volume, VolumeAttributes, is_unfinished
 from tera_mind.geometry import Box, SectionGroup
-from tera_mind.sampling.leases import EXPIRY_S, Leases, heartbeat, machine
+from tera_mind.processes import Process
+from tera_mind.sampling.leases import EXPIRY_S, Leases, heartbeat
 from tera_mind.sampling.ledger import FOLDER, Ledger, Row, differences
 from tera_mind.sampling.plain import SamplerSettings
 from tera_mind.sampling.plan import Plan, Unit
@@ -92,15 +94,18 @@ def test_leases_expire_and_are_taken_over(tmp_path):
 
 
 def test_the_lease_of_a_dead_process_of_this_machine_counts_for_nothing(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    for pid, host, expired in ((dead.pid, machine(), True), (os.getpid(), machine(), False), (dead.pid, "else", False)):
-        (tmp_path / "x.json").write_text(json.dumps({"worker": "w", "machine": host, "pid": pid, "since": 0.0}))
+    say = "from tera_mind.processes import Process; print(Process.own().word)"
+    said = subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True).stdout
+    dead, own = Process.of(said.strip()), Process.own()
+    again = replace(dead, pid=own.pid)  # its number was given to another: this process
+    for process, expired in ((dead, True), (own, False), (again, True), (replace(dead, machine="else"), False)):
+        (tmp_path / "x.json").write_text(json.dumps({"worker": "w", "since": 0.0, **asdict(process)}))
         assert Leases(tmp_path, "b").held()["x"].expired is expired
 
 
-def test_an_empty_lease_of_a_writer_that_died_expires_by_age(tmp_path):
-    (tmp_path / "x.json").touch()
+@pytest.mark.parametrize("content", ["", '{"worker": "w", "mach', "[]"])
+def test_a_torn_lease_of_a_writer_that_died_expires_by_age(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
     leases = Leases(tmp_path, "b")
     assert not leases.claim("x", 0.0)
     os.utime(tmp_path / "x.json", (0, 0))

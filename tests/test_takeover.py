@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from generate_case import TALL, generate, pixels, save_checkpoint
+from generate_case import TALL, forked, generate, pixels, save_checkpoint
 from test_ledger import make_volume
 from tiny_brain import make_brain
 
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def brain(tmp_path_factory):
-    return make_brain(tmp_path_factory.mktemp("brain") / "tall.zarr", shape=(2, 2, 512, 64), rows=1500)
+    return make_brain(tmp_path_factory.mktemp("brain") / "tall.zarr", shape=(2, 1, 512, 64), rows=800)
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ def checkpoint(tmp_path_factory):
 
 def job_of(brain, checkpoint, seed=0):
     return Generation(
-        load_checkpoint(checkpoint), Brain.open(brain.path), Box(0, 512, 0, 64), (0, 1), seed=seed, steps=2,
+        load_checkpoint(checkpoint), Brain.open(brain.path), Box(0, 512, 0, 64), (0,), seed=seed, steps=2,
         masked=False, block_rows=2, block_columns=1,
     )  # fmt: skip
 
 
-LAUNCH = launching.Launch(share=4, shard_px=256, threads=1)
+LAUNCH = launching.Launch(share=2, shard_px=256, threads=1)
 
 
 def test_a_shard_that_was_taken_away_is_not_an_empty_one(tmp_path, monkeypatch):
@@ -112,6 +112,7 @@ def test_a_worker_does_not_write_into_a_volume_put_in_its_place(brain, checkpoin
 
 def test_worker_processes_refuse_a_volume_put_in_its_place(brain, checkpoint, tmp_path, monkeypatch):
     """Processes start slowly; what lies at the path by then may be another's."""
+    forked(monkeypatch)
     out, job = tmp_path / "v.zarr", job_of(brain, checkpoint)
     ledger = launching.prepare(job, out, LAUNCH)
     launching.prepare(job_of(brain, checkpoint, 1), out, launching.Launch(overwrite=True, shard_px=256, threads=1))

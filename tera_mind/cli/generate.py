@@ -39,9 +39,10 @@ examples:
   tera-mind generate --checkpoint main.ckpt --brain brain.zarr --out volume.zarr --workers 2 --devices 0,1
   tera-mind generate --checkpoint main.ckpt --brain brain.zarr --out volume.zarr --dry-run
 
-The volume grows where it will be. It is cut into units that workers claim one by one; a worker that dies costs the unit
-it was at, no more. Give the same command again, here or on other machines, to go on or to join in: `tera-mind status`
-shows what is done. The pixels depend on neither the number of workers nor on interruptions.
+The volume grows where it will be. It is cut into units that workers claim one by one; a worker that dies costs what it
+did since its unit's last column of shards, no more. Give the same command again, here or on other machines, to go on or
+to join in: `tera-mind status` shows what is done. The pixels depend on neither the number of workers nor on
+interruptions.
 """
 
 
@@ -159,6 +160,12 @@ def _block(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def _bytes(gigabytes: float) -> int:
+    if not 0 < gigabytes < 2**20:
+        raise InputError(f"--memory-gb is the main memory a worker may take, more than 0, got {gigabytes:g}")
+    return int(gigabytes * 2**30)
+
+
 def run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     if options.out.is_symlink():  # the volume goes where the link leads, as its space is there
@@ -195,7 +202,7 @@ def run(arguments: Sequence[str]) -> int:
         len(devices) if options.workers is None else options.workers,
         options.join,
         options.overwrite,
-        None if options.memory_gb is None else int(options.memory_gb * 2**30),
+        None if options.memory_gb is None else _bytes(options.memory_gb),
         options.shard_px,
         options.threads,
     )

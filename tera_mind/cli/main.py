@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Protocol
@@ -59,8 +62,44 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; exit code 0, 1 (a check failed) or 2 (bad input)."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one subcommand; exit code 0, 1 (a check failed), 2 (bad input), 130 (interrupted) or 141 (no one reads)."""
+    try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:  # here, not when Python ends, where an error could no longer be caught
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError as error:
+        if _unread():
+            return 128 + signal.SIGPIPE
+        print(f"tera-mind: error: {error}", file=sys.stderr)  # of another pipe
+        return 2
+
+
+def _unread() -> bool:
+    """Whether no one reads what is printed any more, as after `| head`; then nothing more is, nor at Python's end."""
+    broken = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is None:
+                continue
+            stream.flush()
+            waiting = select.poll()  # unbuffered streams (PYTHONUNBUFFERED) have nothing left to flush
+            waiting.register(stream.fileno(), 0)
+            gone = any(event & select.POLLERR for _, event in waiting.poll(0))
+        except BrokenPipeError:
+            gone = True
+        except (OSError, ValueError):  # no file at all
+            continue
+        if gone:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+            broken = True
+    return broken
+
+
+def _run(arguments: list[str]) -> int:
     parser = build_parser()
     if not arguments or arguments[0] in {"-h", "--help"}:
         parser.print_help()
@@ -75,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command: Command = importlib.import_module(f"tera_mind.cli.{COMMANDS[name][0]}")
         return command.run(arguments[1:])
+    except BrokenPipeError:
+        raise
     except (TeraMindError, OSError) as error:  # bad input; a full disk, a folder that may not be written
         for line in error.lines if isinstance(error, TeraMindError) else (" ".join(str(error).split()),):
             print(f"tera-mind {name}: error: {line}", file=sys.stderr)

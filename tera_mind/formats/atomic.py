@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all: written beside, made durable, renamed.
 
-What a killed process of this machine left beside its output is swept when the same output is written again.
+What a killed process left beside its output is swept when the same output is written again: at once where it is known
+to have ended, else (of another machine, on a file system that they share) when it is old.
 """
 
 from __future__ import annotations
@@ -8,9 +9,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tera_mind.processes import Process
+
+#: seconds until what a process left that cannot be judged counts as left; until a folder that it put aside comes back
+#: where there is no other: between its two renames lies next to no time
+OLD_S, ASIDE_S = 7 * 86400.0, 600.0
 
 
 def fsync_path(path: Path) -> None:
@@ -31,10 +39,14 @@ def fsync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it replaces `path`, on failure it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path)
+def atomic_file(path: Path, *, tidy: bool = True) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; on success it replaces `path`, on failure it is removed.
+
+    `tidy` makes the folder and sweeps what dead processes left of the file, for which the whole folder is listed.
+    """
+    if tidy:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
     partial = _beside(path, "partial")
     try:
         yield partial
@@ -94,7 +106,7 @@ def put_in_place(folder: Path, path: Path) -> None:
 
 
 def _beside(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{kind}-{os.getpid()}")
+    return path.with_name(f".{path.name}.{kind}-{Process.own().word}")
 
 
 def _remove(path: Path) -> None:
@@ -106,23 +118,22 @@ def _remove(path: Path) -> None:
 
 def sweep(path: Path) -> None:
     """Remove what dead processes left of writing `path`, and give back an old folder that one had put aside."""
-    pattern = re.compile(re.escape(f".{path.name}.") + r"(partial|old|scratch)-(\d+)")
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(partial|old|scratch)-(\w+-\d+-\w+|\d+)")
+    own = Process.own()
     for left in sorted(path.parent.iterdir()):
         match = pattern.fullmatch(left.name)
-        if match is None or (int(match[2]) != os.getpid() and is_alive(int(match[2]))):
+        if match is None:
             continue
-        if match[1] == "old" and not path.exists():
+        process, wanted = Process.of(match[2]), match[1] == "old" and not path.exists()
+        if process is None or (process != own and not process.ended):
+            try:
+                found = left.lstat()
+            except FileNotFoundError:  # put in place meanwhile
+                continue
+            changed = found.st_ctime if wanted else found.st_mtime  # a renaming changes the former
+            if time.time() - changed < (ASIDE_S if wanted else OLD_S):
+                continue
+        if wanted:
             left.replace(path)
         else:
             _remove(left)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine has the number; one that may not be signalled counts as alive."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

@@ -23,6 +23,7 @@ from tera_mind.geometry import Box
 from tera_mind.model.blocks import BlockNetwork
 from tera_mind.sampling.counts_window import CountsWindow
 from tera_mind.sampling.domain import Domain
+from tera_mind.sampling.finite import Finite
 from tera_mind.sampling.kept import ByteCache
 from tera_mind.sampling.plain import BoxNoise, CountSource, OnBlock, SamplerSettings, check, pixel_mask
 from tera_mind.sampling.skew import Skew
@@ -87,7 +88,10 @@ class Demand:
 
     @torch.no_grad()
     def make(self, wanted: Sequence[Box]) -> list[Float[Tensor, "channel y x"]]:
-        """Finished images, [-1, 1], on the CPU, of boxes in patches of the region."""
+        """Finished images, [-1, 1], on the CPU, of boxes in patches of the region.
+
+        Raises `NotFiniteError` where the network gives values that are no finite numbers.
+        """
         plan = self._plan(wanted)
         bounds = self.domain.pixels(plan.area).grow(self.network.halo_px)
         side, region = self.domain.patch_px, self.domain.region
@@ -197,6 +201,9 @@ class Demand:
         windows = torch.stack([state[0] for state in states] + [torch.full_like(states[0][0], OUTSIDE)] * short)
         t = torch.full((len(windows),), solver.path.timesteps[index])
         outputs = self.network.predict(windows, t, torch.stack(genes + [torch.zeros_like(genes[0])] * short))
+        finite = Finite(solver.steps)
+        finite.see([step] * len(boxes), [self.domain.pixels(box) for box in boxes], outputs)
+        finite.check()
         made = []
         for box, state, output in zip(boxes, states, outputs, strict=False):  # what fills the pass up is left out
             inner = state[..., halo:-halo, halo:-halo]

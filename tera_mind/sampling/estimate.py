@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from tera_mind.errors import TeraMindError
 from tera_mind.geometry import Box
 from tera_mind.model.blocks import BlockNetwork
 from tera_mind.model.fast import FastNetwork, fastest_patches
+from tera_mind.sampling.finite import Finite
 from tera_mind.sampling.job import Generation
 from tera_mind.sampling.oneshot import keyed_planes, paint
 from tera_mind.sampling.worker import is_out_of_memory
@@ -46,7 +48,24 @@ def time_pass(job: Generation, device: torch.device) -> Pass:
     return Pass(seconds / job.micro_batch, peak)
 
 
-def _one_pass(job: Generation, device: torch.device) -> Callable[[], object]:
+def rehearse(job: Generation, device: torch.device) -> None:
+    """Read the genes of every section group at the region's first block, and compute that block of the first group.
+
+    What cannot be done is known then, before a volume is replaced. Raises what the readers and the network raise, and
+    `NotFiniteError` where its values are no finite numbers.
+    """
+    side = job.checkpoint.info.model.patch_px
+    box = Box(0, job.block_rows * side, 0, job.block_columns * side).shift(job.region.y0, job.region.x0)
+    for group in job.groups:
+        job.counts(group)(box)
+    finite = Finite(job.settings.steps)
+    with torch.no_grad():
+        outputs = _one_pass(job, device)()
+    finite.see([1] * len(outputs), [box] * len(outputs), outputs)
+    finite.check()
+
+
+def _one_pass(job: Generation, device: torch.device) -> Callable[[], Tensor]:
     """One micro-batch of the region's first block, everything it reads in memory."""
     network, side = job.network(device), job.checkpoint.info.model.patch_px
     box = Box(0, job.block_rows * side, 0, job.block_columns * side).shift(job.region.y0, job.region.x0)
@@ -59,7 +78,7 @@ def _one_pass(job: Generation, device: torch.device) -> Callable[[], object]:
     return partial(network.predict, x, torch.full((job.micro_batch,), 500), genes)
 
 
-def _finished(run: Callable[[], object], device: torch.device) -> None:
+def _finished(run: Callable[[], Tensor], device: torch.device) -> None:
     run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

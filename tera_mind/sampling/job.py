@@ -172,14 +172,18 @@ class Generation:
         rows: tuple[int, int],
         device: torch.device,
         on_block: OnBlock = lambda: None,
+        columns: tuple[int, int] | None = None,
     ) -> Iterator[tuple[Box, Float[Tensor, "channel y x"]]]:
-        """Patch rows of a group, piece by piece from left to right: box in the brain's pixels, image in [-1, 1]."""
+        """Patch rows, and columns (default: all), of a group, piece by piece from left to right.
+
+        Yields boxes in the brain's pixels and images in [-1, 1].
+        """
         counts, domain = self.counts(group), self.domain(group)
         if isinstance(network, BlockNetwork):
             noise = self.noise(group)
-            return wavefront.sweep(network, counts, noise, domain, self.settings, rows, None, device, on_block)
+            return wavefront.sweep(network, counts, noise, domain, self.settings, rows, columns, device, on_block)
         planes = oneshot.keyed_planes(self.seed, group)
-        return oneshot.sweep(network, counts, planes, domain, self.settings, rows, on_block)
+        return oneshot.sweep(network, counts, planes, domain, self.settings, rows, on_block, columns)
 
     def wanted_micro_batch(self, device: torch.device) -> int:
         """Blocks at once that suit the device, before it is known whether they fit."""

@@ -22,24 +22,30 @@ import torch
 from tera_mind.errors import InputError, TeraMindError
 from tera_mind.formats.volume import Volume, is_unfinished
 from tera_mind.processes import end_with_parent
+from tera_mind.sampling.estimate import rehearse
+from tera_mind.sampling.finite import check_weights
 from tera_mind.sampling.job import Generation, reopened
 from tera_mind.sampling.leases import Leases
 from tera_mind.sampling.ledger import FOLDER, Ledger, differences
 from tera_mind.sampling.macs import block_macs
 from tera_mind.sampling.plan import Plan, make_plan
 from tera_mind.sampling.progress import Snapshot, snapshot
-from tera_mind.sampling.worker import Worker, replaced, unit_words
+from tera_mind.sampling.worker import Worker, explained, replaced, task_words
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
     from multiprocessing.queues import SimpleQueue
 
+#: threads of a worker; more are a slip of the keyboard that no library survives
+MOST_THREADS = 1024
 #: share of the free memory that the plan may use
 MEMORY_SHARE = 0.6
 #: a pyramid adds a third to its finest level
 PYRAMID_SHARE = 4 / 3
 #: seconds between two looks at the workers, and that they have to end in order
 WATCH_S, GRACE_S = 0.5, 20.0
+#: times what a look took, until the next: of ten thousand units it takes a while
+WATCH_PAUSE = 30
 
 #: called now and then with the state of the volume
 Watch = Callable[[Snapshot], None]
@@ -66,8 +72,8 @@ class Launch:
     def __post_init__(self) -> None:
         if self.workers < 1 or self.share < 1:
             raise InputError(f"--workers and --join must be at least 1, got {self.workers} and {self.share}")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"--threads must be at least 1, got {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise InputError(f"--threads must be 1 to {MOST_THREADS}, got {self.threads}")
         if self.overwrite and self.share > 1:
             raise InputError("--overwrite and --join together would let each command remove what the others made")
 
@@ -116,6 +122,7 @@ def found(job: Generation, out: Path, launch: Launch) -> Ledger | None:
     """
     for device in launch.devices:
         job.check_device(device)
+    check_weights(job.checkpoint.network, str(job.checkpoint.path))
     facts = _facts(job, launch)
     if out.exists() and any(out.iterdir()):
         unfinished = is_unfinished(out)
@@ -140,18 +147,34 @@ def _facts(job: Generation, launch: Launch) -> dict[str, Any]:
 
 
 def prepare(job: Generation, out: Path, launch: Launch) -> Ledger:
-    """The ledger of the volume: `found`, or a new one. Raises as it does, and spoils nothing."""
+    """The ledger of the volume: `found`, or a new one.
+
+    Raises as it does, and spoils nothing: what is there is replaced last, when a block has been computed.
+    """
     known = found(job, out, launch)
     if known is not None:
         return known
     facts, plan = _facts(job, launch), plan_of(job, launch)
     check_space(job, plan, out)
+    if out.exists() and any(out.iterdir()):
+        _rehearse(job, out, launch.devices[0])
     Ledger.create(out, job.attributes(launch.devices[0]), facts, plan, launch.cpu_threads, overwrite=launch.overwrite)
     ledger = Ledger.open(out)
     differs = differences(ledger.facts, facts)
     if differs:
         raise InputError(f"another command has just begun {out} with {differs}: give another --out")
     return ledger
+
+
+def _rehearse(job: Generation, out: Path, device: torch.device) -> None:
+    """Raise a `TeraMindError` where genes cannot be read or the first block not be computed."""
+    try:
+        rehearse(job, device)
+    except Exception as error:
+        known = explained(error, job, out)
+        if known is error:
+            raise
+        raise known from error
 
 
 def _refuse_workers(ledger: Ledger) -> None:
@@ -225,23 +248,27 @@ def generate(job: Generation, out: Path, launch: Launch, watch: Watch = lambda _
 
 def _told(ledger: Ledger, failed: dict[str, str]) -> str:
     name, reason = min(failed.items())
-    unit = next((task.unit for task in ledger.tasks if task.name == name), None)
-    where = "" if unit is None else f" ({unit_words(ledger.plan, unit)})"
     more = "" if len(failed) == 1 else f"; {len(failed) - 1} more failed"
     return (
-        f"{name}{where} failed: {reason}{more}; {len(ledger.rows())} of {len(ledger.tasks)} tasks are done and kept, "
-        "the same command goes on"
+        f"{task_words(ledger, name)} failed: {reason}{more}; {len(ledger.rows())} of {len(ledger.tasks)} tasks are "
+        "done and kept, the same command goes on"
     )
 
 
+def _look(ledger: Ledger, watch: Watch) -> float:
+    """Show how far the volume is; seconds until it is worth looking again."""
+    begun = time.monotonic()
+    watch(snapshot(ledger))
+    return max(WATCH_S, WATCH_PAUSE * (time.monotonic() - begun))
+
+
 def _work_here(job: Generation, ledger: Ledger, launch: Launch, watch: Watch) -> None:
-    last = 0.0
+    due = 0.0
 
     def look() -> None:
-        nonlocal last
-        if time.monotonic() - last > WATCH_S:
-            last = time.monotonic()
-            watch(snapshot(ledger))
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + _look(ledger, watch)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(ledger.threads)
@@ -274,12 +301,14 @@ def _work_in_processes(job: Generation, ledger: Ledger, launch: Launch, watch: W
             process.start()
             processes.append(process)
         while any(process.is_alive() for process in processes):
-            watch(snapshot(ledger))
-            multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], WATCH_S)
+            pause = _look(ledger, watch)
+            multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], pause)
     finally:
         _end(processes)
     killed = [process for process in processes if process.exitcode]
-    if len(killed) == len(processes) and ledger.failed() == {}:
+    if ledger.failed():  # the caller says what failed
+        return
+    if len(killed) == len(processes):
         said = "" if errors.empty() else errors.get()
         raise TeraMindError(
             said

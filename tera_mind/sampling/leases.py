@@ -11,15 +11,14 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tera_mind.formats.atomic import is_alive
+from tera_mind.processes import Process, machine
 
 #: seconds between two signs of life, and without one until a lease may be taken over
 HEARTBEAT_S, EXPIRY_S = 10.0, 120.0
@@ -30,26 +29,20 @@ def worker_name(number: int) -> str:
     return f"{machine()}-{os.getpid()}-{number}"
 
 
-def machine() -> str:
-    """The machine's name, fit for a file's name."""
-    return "".join(c if c.isalnum() else "_" for c in platform.node()) or "machine"
-
-
 @dataclass(frozen=True)
 class Lease:
     """Who holds a task, since when (POSIX seconds of the holder's clock), and seconds since the last sign of life."""
 
     name: str
     worker: str
-    machine: str
-    pid: int
+    process: Process
     since: float
     age_s: float
 
     @property
     def expired(self) -> bool:
-        """Silent for too long, or of a process of this machine that is no more."""
-        return self.age_s > EXPIRY_S or (self.machine == machine() and not is_alive(self.pid))
+        """Silent for too long, or of a process that is known to be no more."""
+        return self.age_s > EXPIRY_S or self.process.ended
 
 
 class Leases:
@@ -78,34 +71,37 @@ class Leases:
 
     def held(self) -> dict[str, Lease]:
         """All leases, expired ones too."""
-        found: dict[str, Lease] = {}
         paths = list(self.folder.glob("[!.]*.json"))
         now = self._now() if paths else 0.0
-        for path in paths:
-            try:
-                age = now - path.stat().st_mtime
-                values = json.loads(path.read_text(encoding="utf-8") or "{}")
-            except (OSError, ValueError):  # given back meanwhile, or being written
-                continue
-            # an empty one is being written, or its writer died: only its age tells
-            found[path.stem] = Lease(
-                path.stem,
-                str(values.get("worker", "unknown")),
-                str(values.get("machine", "")),
-                int(values.get("pid", 0)),
-                float(values.get("since", now - age)),
-                age,
-            )
-        return found
+        every = (self._read(path, now) for path in paths)
+        return {lease.name: lease for lease in every if lease is not None}
+
+    def lease(self, name: str) -> Lease | None:
+        """The lease of one task, expired or not."""
+        path = self._path(name)
+        return self._read(path, self._now()) if path.exists() else None
+
+    def _read(self, path: Path, now: float) -> Lease | None:
+        try:
+            age = now - path.stat().st_mtime
+            content = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:  # given back meanwhile
+            return None
+        try:
+            values = json.loads(content)
+            process = Process(str(values["machine"]), int(values["pid"]), str(values["began"]))
+            return Lease(path.stem, str(values["worker"]), process, float(values["since"]), age)
+        except (ValueError, KeyError, TypeError):  # it is being written, or its writer died: only its age tells
+            return Lease(path.stem, "unknown", Process("", 0, ""), now - age, age)
 
     def claim(self, name: str, since: float) -> bool:
         """Take a task that no one holds, or whose holder is dead; false where another was faster."""
         path = self._path(name)
-        content = {"worker": self.worker, "machine": machine(), "pid": os.getpid(), "since": since}
+        content = {"worker": self.worker, **asdict(Process.own()), "since": since}
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            lease = self.held().get(name)
+            lease = self.lease(name)
             if lease is None or not lease.expired or not self._bury(name, lease):
                 return False
             return self.claim(name, since)

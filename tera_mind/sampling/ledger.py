@@ -2,14 +2,16 @@
 
 `plan.json` says what is made (facts), how it is cut (plan) and with how many threads; it never changes. A task's row
 `rows/NAME.json` is written after its shards are durable. While work goes on there are also `leases/` (see `leases`),
-`workers/` (how far each is), `failed/` and `partial/` (shards that are being written). When all is done the folder is
-made a zarr group whose attributes hold plan and rows, so that a finished volume is a valid zarr hierarchy throughout.
+`workers/` (how far each is), `begun/` (what is durable of units in work), `failed/` and `partial/` (shards that are
+being written). When all is done the folder is made a zarr group whose attributes hold plan and rows, so that a finished
+volume is a valid zarr hierarchy throughout.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,7 +29,7 @@ from tera_mind.sampling.writer import Files, differing
 
 FOLDER = "generation"
 _PLAN, _SEALED = "plan.json", "zarr.json"
-_WORKING = ("leases", "rows", "workers", "failed", "partial")
+_WORKING = ("leases", "rows", "workers", "begun", "failed", "partial")
 _VERSION = 1
 
 
@@ -69,6 +71,7 @@ class Ledger:
         self.threads = int(record["threads"])
         self.shape: tuple[int, int] = tuple(record["planes"])
         self.fingerprint = fingerprint({"facts": self.facts, "plan": record["plan"]})
+        self._plan_file: tuple[int, ...] | None = None
         self._rows: dict[str, Row] = {name: _row(name, values) for name, values in record.get("rows", {}).items()}
 
     @staticmethod
@@ -116,14 +119,15 @@ class Ledger:
         """Raises `FormatError` where the volume has no ledger, or a damaged one."""
         folder = volume / FOLDER
         try:
-            if (folder / _PLAN).is_file():
+            known = _identity(folder / _PLAN)
+            if known is not None:
                 record = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
             else:
                 content = json.loads((folder / _SEALED).read_text(encoding="utf-8"))
                 record = content["attributes"]["tera_mind"]
             if record["format"] != "generation" or record["version"] != _VERSION:
                 raise FormatError(f"{folder} is of another version; generate the volume again")
-            return cls(volume, record)
+            ledger = cls(volume, record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, FormatError):
                 raise
@@ -131,6 +135,8 @@ class Ledger:
                 f"{volume} has no readable record of its generation ({type(error).__name__} at {folder}); "
                 "generate it again with --overwrite"
             ) from None
+        ledger._plan_file = known
+        return ledger
 
     @property
     def finished(self) -> bool:
@@ -139,6 +145,8 @@ class Ledger:
     @property
     def current(self) -> bool:
         """Whether the volume there is still the one that this ledger is of; reads the disk."""
+        if self._plan_file is not None and _identity(self.folder / _PLAN) == self._plan_file:
+            return True  # the same file: not read again
         try:
             return Ledger.open(self.volume).fingerprint == self.fingerprint
         except FormatError:
@@ -172,8 +180,13 @@ class Ledger:
         return self._rows
 
     def done(self, name: str) -> bool:
-        """Whether a task is done; reads the disk."""
-        return name in self._rows or name in self.rows()
+        """Whether a task is done; reads its row alone, unless that is known already."""
+        if name not in self._rows:
+            row = self._read(name)
+            if row is None:
+                return False
+            self._rows[name] = row
+        return True
 
     def _read(self, name: str) -> Row | None:
         try:
@@ -186,7 +199,25 @@ class Ledger:
         """Say that a task is done, whose files must be durable."""
         _write(self.folder / "rows" / f"{row.name}.json", {"fingerprint": self.fingerprint, **_values(row)})
         self._rows[row.name] = row
+        (self.folder / "begun" / f"{row.name}.json").unlink(missing_ok=True)
         (self.folder / "failed" / f"{row.name}.json").unlink(missing_ok=True)
+
+    def begin(self, name: str, right_px: int, files: Files) -> None:
+        """Note that a unit is durable up to a right edge, in the volume's pixels: who takes it over goes on there."""
+        content = {"fingerprint": self.fingerprint, "right_px": right_px, "files": files}
+        (self.folder / "begun").mkdir(exist_ok=True)
+        _write(self.folder / "begun" / f"{name}.json", content)
+
+    def begun(self, name: str) -> tuple[int, Files]:
+        """Right edge and shards of what is durable of a unit, by `begin`; (0, {}) where nothing is, or it was lost."""
+        try:
+            values = json.loads((self.folder / "begun" / f"{name}.json").read_text(encoding="utf-8"))
+            files = _files(values["files"])
+            if values["fingerprint"] == self.fingerprint and not differing(self.volume, files, read=False):
+                return int(values["right_px"]), files
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        return 0, {}
 
     def fail(self, name: str, worker: str, reason: str) -> None:
         """Say that a task failed for good, so that no one of this start tries it again."""
@@ -202,6 +233,10 @@ class Ledger:
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         return found
+
+    def has_failed(self, name: str) -> bool:
+        """Whether a task failed for good; looks for its file alone."""
+        return (self.folder / "failed" / f"{name}.json").exists()
 
     def forget_failures(self) -> None:
         """Let failed tasks be tried again."""
@@ -277,10 +312,31 @@ def _values(row: Row) -> dict[str, Any]:
 
 
 def _row(name: str, values: Mapping[str, Any]) -> Row:
-    files = {path: (int(size), str(known)) for path, (size, known) in values["files"].items()}
+    files = _files(values["files"])
     return Row(name, str(values["worker"]), float(values["began"]), float(values["seconds"]), files)
 
 
+def _files(values: Mapping[str, Any]) -> Files:
+    return {path: (int(size), str(known)) for path, (size, known) in values.items()}
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from another that was put in its place; None where there is none.
+
+    It is opened, as file systems of several machines say only then what the others did.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        found = os.fstat(handle)
+    finally:
+        os.close(handle)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_file(path) as partial:
+    # not tidied: that would list the rows of all tasks for every one; `clean` removes what is left
+    with atomic_file(path, tidy=False) as partial:
         partial.write_text(json.dumps(content), encoding="utf-8")

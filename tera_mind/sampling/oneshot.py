@@ -14,6 +14,7 @@ from tera_mind.errors import InputError
 from tera_mind.geometry import Box, SectionGroup
 from tera_mind.model.blocks import NoisePlane, Painter
 from tera_mind.sampling.domain import Domain
+from tera_mind.sampling.finite import Finite
 from tera_mind.sampling.plain import CountSource, OnBlock, SamplerSettings, pixel_mask
 
 #: numbers of one layer for one window: (layer, plane) -> (y, x)
@@ -53,14 +54,20 @@ def paint_blocks(
 
 @torch.no_grad()
 def paint(painter: Painter, counts: CountSource, planes: PlaneSource, box: Box) -> Float[Tensor, "channel y x"]:
-    """One block, (stain * section, y, x) in [-1, 1]; `box` is whole patches, in the brain's pixels."""
+    """One block, (stain * section, y, x) in [-1, 1]; `box` is whole patches, in the brain's pixels.
+
+    Raises `NotFiniteError` where it holds values that are no finite numbers.
+    """
     if painter.training:
         raise InputError("the network is in training mode, where dropout makes seams: call .eval() first")
     window, bin_px = box.grow(painter.halo_px), painter.bin_px
     y, x = window.y0 // bin_px, window.x0 // bin_px
     bins = Box(y, y + window.height // bin_px, x, x + window.width // bin_px)
     drawn = [planes(layer, plane)[None] for layer, plane in enumerate(painter.noise_planes(bins))]
-    return painter.paint(counts(window)[None], drawn)[0]
+    images, finite = painter.paint(counts(window)[None], drawn), Finite(1)
+    finite.see([1], [box], images)
+    finite.check()
+    return images[0]
 
 
 def sweep(
@@ -71,21 +78,22 @@ def sweep(
     settings: SamplerSettings,
     rows: tuple[int, int],
     on_block: OnBlock = lambda: None,
+    columns: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Box, Float[Tensor, "channel y x"]]]:
-    """Patch rows [r0, r1) of a region, as `wavefront.sweep` yields them: columns of blocks from left to right.
+    """Patch rows [r0, r1) and columns (default: all) of a region, as `wavefront.sweep` yields them: from left to right.
 
-    Blocks are anchored to the region and all of one shape, so that any rows give the same bits; those without an
-    active patch are not painted.
+    They come in columns of blocks. Blocks are anchored to the region and all of one shape, so that any rows and columns
+    give the same bits; those without an active patch are not painted.
     """
-    side, (first, last) = painter.patch_px, rows
+    side, (first, last), (leftmost, end) = painter.patch_px, rows, columns or (0, domain.columns)
     size = (settings.block_rows, settings.block_columns)
     begin = first // size[0] * size[0]
-    grid = Box(begin, begin - (begin - last) // size[0] * size[0], 0, -(-domain.columns // size[1]) * size[1])
-    for left in range(0, grid.x1, size[1]):
-        column = Box(first, last, left, min(left + size[1], domain.columns))
+    bottom = begin - (begin - last) // size[0] * size[0]
+    for left in range(leftmost // size[1] * size[1], end, size[1]):
+        column = Box(first, last, max(left, leftmost), min(left + size[1], end))
         shape = (painter.channels, column.height * side, column.width * side)
         piece = torch.full(shape, OUTSIDE)
-        for patches in Box(grid.y0, grid.y1, left, left + size[1]).tiles(*size):
+        for patches in Box(begin, bottom, left, left + size[1]).tiles(*size):
             inside = patches.intersect(column)
             if not domain.mask(inside).any():
                 continue

@@ -28,6 +28,7 @@ from tera_mind.model.blocks import BlockNetwork
 from tera_mind.processes import give_memory_back
 from tera_mind.sampling.counts_window import CountsWindow
 from tera_mind.sampling.domain import Domain
+from tera_mind.sampling.finite import Finite
 from tera_mind.sampling.plain import BoxNoise, CountSource, OnBlock, SamplerSettings, check, pixel_mask
 from tera_mind.sampling.skew import Skew
 from tera_mind.sampling.strip import Strip
@@ -48,7 +49,8 @@ def sweep(
 
     rows, columns: of patches of the region, half open (default: all); the pieces fill exactly these. device: where
     the network is and the state is kept (default: the CPU). `on_block` is called once a block computed. Raises
-    `InputError` where the network is in training mode, or rows or columns leave the region.
+    `InputError` where the network is in training mode, or rows or columns leave the region, and `NotFiniteError` where
+    it gives values that are no finite numbers, before a piece that they reached is yielded.
     """
     check(network, domain)
     rows, columns = rows or (0, domain.rows), columns or (0, domain.columns)
@@ -90,6 +92,7 @@ class _Sweep:
         side, region = network.patch_px, domain.region
         shape = (domain.rows, domain.columns)
         rows, columns = (wanted.y0, wanted.y1), (wanted.x0, wanted.x1)
+        self.finite = Finite(settings.steps)
         self.skew = Skew.of(settings, side, network.halo_px, shape, rows, columns)
         self.lag = self.skew.lag
         self.computed = [self.skew.computed(domain, step) for step in range(1, settings.steps + 1)]
@@ -206,6 +209,7 @@ class _Sweep:
             genes.append(self.counts.get(self.domain.pixels(task.patches).grow(halo)))
         genes += [torch.zeros_like(genes[0])] * (size - len(tasks))
         outputs = self.network.predict(windows, t, torch.stack(genes))
+        self.finite.see([task.step for task in tasks], [self.domain.pixels(task.patches) for task in tasks], outputs)
         inner = Box(0, first.height, 0, first.width).shift(halo, halo).slices()
         for task, window, output in zip(tasks, windows, outputs, strict=False):  # padding is left out
             self._step(task, window[(..., *inner)], output.to(window), made[task.step])
@@ -237,6 +241,7 @@ class _Sweep:
         column = Box(top, top + state.shape[-2], left, left + state.shape[-1])
         inside = Box(*(side * edge for edge in _edges(self.wanted))).intersect(column)
         piece = state[(..., *inside.shift(-top, -left).slices())]
+        self.finite.check()  # here, where the piece waits for the device anyway
         return inside.shift(region.y0, region.x0), piece.contiguous().cpu()
 
     def _let_go(self, step: int, j: int) -> None:

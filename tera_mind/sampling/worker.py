@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from tera_mind.errors import InputError, TeraMindError
 from tera_mind.formats.ome import open_level
-from tera_mind.geometry import Box
 from tera_mind.model.blocks import BlockNetwork, Painter
+from tera_mind.sampling.finite import NotFiniteError
 from tera_mind.sampling.job import Generation
 from tera_mind.sampling.leases import Leases, heartbeat, worker_name
 from tera_mind.sampling.ledger import Ledger, Row, Task
@@ -43,20 +44,30 @@ def run_unit(
     device: torch.device,
     staging: Path,
     on_block: OnBlock = lambda: None,
+    begun: tuple[int, Files] = (0, {}),
+    on_column: Callable[[int, Files], None] = lambda *_: None,
 ) -> Files:
     """Generate one unit into its volume, shard by shard, durable on return. Twice gives the same bytes.
 
     `network` is `job.network(device)`; `staging` is a folder of the volume's file system for what is being written.
+    `on_column` is told of every column of shards that is durable: its right edge, and all shards so far. `begun` is
+    what it was told last of this unit: that is not made again.
     """
     group, region = plan.groups[unit.group], plan.region
     level = open_level(volume, dtype=job.dtype)
     _, _, shard_y, shard_x = level.shards or level.chunks
-    shards = ShardWriter(volume, staging, job.dtype)
+    start, done = begun
+    side = plan.patch_px
+    if start % side or start >= region.width:  # no edge of patches to go on from
+        start, done = 0, {}
+    shards = ShardWriter(volume, staging, job.dtype, dict(done))
     planes = tuple(job.sections.index(z) if z in job.sections else None for z in group.image)
     band = plan.box(unit).shift(-region.y0, -region.x0)
-    writer = BandWriter(shards, band, job.checkpoint.info.model.stains, planes, (shard_y, shard_x))
+    stains = job.checkpoint.info.model.stains
+    writer = BandWriter(shards, band, stains, planes, (shard_y, shard_x), lambda right: on_column(right, shards.seal()))
+    columns = (start // side, region.width // side)
     try:
-        for box, piece in job.pieces(network, group, unit.rows, device, on_block):
+        for box, piece in job.pieces(network, group, unit.rows, device, on_block, columns):
             writer.add(box.shift(-region.y0, -region.x0), piece)
         writer.finish()
         return shards.seal()
@@ -91,51 +102,51 @@ class Worker:
         self._network: BlockNetwork | Painter | None = None
 
     def run(self) -> None:
-        """Work until nothing is left. Raises `ExhaustedError` where memory or disk does not suffice."""
+        """Work until nothing is left.
+
+        Raises `ExhaustedError` where memory or disk does not suffice, and `NotFiniteError` where the network's values
+        are no numbers. Every task is looked at in turn, by its own files alone: a life over n tasks takes some n
+        operations on files, and again as many for those that others hold each time they are looked at again.
+        """
+        left: Sequence[Task] = self.ledger.tasks
         try:
-            while True:
-                try:
-                    task = self._claim()
-                    if task is not None:
-                        self._perform(task)
-                    elif not self.wait or self.ledger.finished or not self._left():
+            while left:
+                left, worked = self._pass(left)
+                if left and not worked:
+                    if not self.wait or self.ledger.finished:
                         return
-                    else:
-                        time.sleep(WAIT_S)
-                        self.on_progress()
-                except FileNotFoundError:
-                    if self.ledger.finished:  # another sealed the volume and cleared the leases
-                        return
-                    raise
+                    time.sleep(WAIT_S)
+                    self.on_progress()
+        except FileNotFoundError:
+            if not self.ledger.finished:  # else another sealed the volume and cleared the leases
+                raise
         finally:
             self._file.remove()
 
-    def _left(self) -> list[Task]:
-        """Tasks that can still be done by someone."""
-        rows, failed = self.ledger.rows(), self.ledger.failed()
-        return [
-            task
-            for task in self.ledger.tasks
-            if task.name not in rows and task.name not in failed and not any(need in failed for need in task.needs)
-        ]
-
-    def _claim(self) -> Task | None:
-        rows, held = self.ledger.rows(), None
-        for task in self._left():
-            if not all(need in rows for need in task.needs):
+    def _pass(self, tasks: Sequence[Task]) -> tuple[list[Task], bool]:
+        """Do what is free of some tasks: those that others hold, or that need others, and whether any was done."""
+        waiting, worked = [], False
+        for task in tasks:
+            need = next((name for name in task.needs if not self.ledger.done(name)), None)
+            if self.ledger.done(task.name) or (need is not None and self.ledger.has_failed(need)):
                 continue
-            held = self._leases.held() if held is None else held
-            lease = held.get(task.name)
-            if lease is not None and not lease.expired:
+            if need is not None or not self._leases.claim(task.name, time.time()):
+                waiting.append(task)
                 continue
-            if self._leases.claim(task.name, time.time()):
-                current = self.ledger.current  # from here on the lease keeps others from replacing the volume
-                if current and not self.ledger.finished and not self.ledger.done(task.name):
-                    return task
-                self._leases.release(task.name)
-                if not current:
-                    raise replaced(self.ledger.volume)
-        return None
+            current = self.ledger.current  # from here on the lease keeps others from replacing the volume
+            finished = current and self.ledger.finished
+            if current and not finished and not self.ledger.done(task.name) and not self.ledger.has_failed(task.name):
+                self._perform(task)
+                worked = True
+                if not self.ledger.done(task.name) and not self.ledger.has_failed(task.name):
+                    waiting.append(task)  # taken over
+                continue
+            self._leases.release(task.name)
+            if not current:
+                raise replaced(self.ledger.volume)
+            if finished:
+                return [], worked
+        return waiting, worked
 
     def _perform(self, task: Task) -> None:
         try:
@@ -151,6 +162,8 @@ class Worker:
                             self.ledger.fail(task.name, self.name, " ".join(str(known).split()))
                             if isinstance(known, ExhaustedError):
                                 raise known from error
+                            if isinstance(known, NotFiniteError):
+                                raise NotFiniteError(f"{task_words(self.ledger, task.name)}: {known}") from error
                             return
                     else:
                         return
@@ -160,7 +173,9 @@ class Worker:
 
     def _attempt(self, task: Task) -> None:
         began, clock = time.time(), time.monotonic()
-        done, last = 0, -REPORT_S
+        begun = self.ledger.begun(task.name)
+        done = 0 if task.unit is None else task.unit.blocks * begun[0] // self.ledger.plan.region.width
+        last = -REPORT_S
 
         def on_block() -> None:
             nonlocal done, last
@@ -183,12 +198,18 @@ class Worker:
                 device=self.device,
                 staging=staging,
                 on_block=on_block,
+                begun=begun,
+                on_column=partial(self._begin, task.name),
             )
         else:
             assert task.plane is not None
             files = run_pyramid(self.ledger.volume, staging, self.job.dtype, *task.plane)
         self.ledger.write(Row(task.name, self.name, began, time.monotonic() - clock, files))
         self.on_progress()
+
+    def _begin(self, name: str, right_px: int, files: Files) -> None:
+        if right_px < self.ledger.plan.region.width:
+            self.ledger.begin(name, right_px, files)
 
 
 def replaced(volume: Path) -> InputError:
@@ -219,7 +240,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def unit_words(plan: Plan, unit: Unit) -> str:
-    """A unit as a user would say it."""
-    box: Box = plan.box(unit)
-    return f"sections {', '.join(map(str, plan.groups[unit.group].image))}, rows {box.y0} to {box.y1}"
+def task_words(ledger: Ledger, name: str) -> str:
+    """A task as a user would say it."""
+    unit = next((task.unit for task in ledger.tasks if task.name == name), None)
+    if unit is None:
+        return name
+    plan, box = ledger.plan, ledger.plan.box(unit)
+    return f"{name} (sections {', '.join(map(str, plan.groups[unit.group].image))}, rows {box.y0} to {box.y1})"

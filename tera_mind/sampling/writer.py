@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def differing(volume: Path, files: Files, *, read: bool) -> list[str]:
 class BandWriter:
     """Gathers the pieces of one band of a section group and hands every full shard to a `ShardWriter`.
 
+    on_column: called with the right edge, in pixels, of every column of shards that is in place, from left to right;
     band: in the volume's pixels, whole shards high; planes: position in the volume of each of the group's sections, or
     None for one that is not asked for.
     """
@@ -121,6 +123,7 @@ class BandWriter:
     stains: int
     planes: tuple[int | None, ...]
     shard_px: tuple[int, int]
+    on_column: Callable[[int], None] = lambda _: None
     _open: dict[int, tuple[NDArray[Any], int]] = field(default_factory=dict)
 
     def add(self, box: Box, piece: Float[Tensor, "channel y x"]) -> None:
@@ -154,6 +157,7 @@ class BandWriter:
                 for index, plane in enumerate(self.planes):
                     if plane is not None:
                         self.shards.write(0, stain, plane, box, image[(stain, index, *inner)])
+        self.on_column(window.x1)
 
 
 def encode(piece: Float[Tensor, "channel y x"], dtype: PixelType) -> NDArray[Any]:
