@@ -124,7 +124,7 @@ def validation_regions(trainer: lightning.Trainer, module: MethodModule, count: 
                 number=number,
                 box=Box(y, y + patches * side, x, x + patches * side),
                 group=section_window(slab.first_section, data.inputs.gene_sections),
-                new_gene=panel_map(manifest.genes, data.genes),
+                new_gene=panel_map(manifest.genes, data.inputs.genes),
                 genes=len(data.inputs.genes),
                 bin_px=data.bin_px,
                 crop_px=2 * data.patch_px,

@@ -69,9 +69,9 @@ def check_out(options: argparse.Namespace, strengths: tuple[float, ...]) -> None
     for name in (FILM, FILMSTRIP):
         if (out / name).is_dir():
             raise InputError(f"{out / name} is a folder where a picture is written; choose another --out")
-    for name in (POPULATIONS, volume_path(Path(), 0.0).parent):
-        if (out / name).exists() and not (out / name).is_dir():
-            raise InputError(f"{out / name} is a file where a folder is needed; choose another --out")
+    for folder in (POPULATIONS, volume_path(Path(), 0.0).parent):
+        if (out / folder).exists() and not (out / folder).is_dir():
+            raise InputError(f"{out / folder} is a file where a folder is needed; choose another --out")
 
 
 def open_target(path: Path, brain: Brain, checkpoint: Checkpoint, *, allow_missing: bool) -> Brain:
