@@ -190,12 +190,15 @@ def varied(comparison: Comparison) -> list[tuple[str, dict[str, float]]]:
     return [(key, dict(places)) for places, key in found.items()]
 
 
-def ablation(comparison: Comparison, setting: str, places: Mapping[str, float]) -> Drawing:
-    """Scores over one numeric setting, a line a stain; small dots are seeds."""
+def ablation(comparison: Comparison, setting: str, places: Mapping[str, float]) -> Drawing | None:
+    """Scores over one numeric setting, a line a stain; small dots are seeds. None where nothing was measured."""
+    known = [s for s in comparison.scores if s.value is not None and s.entry in places]
     wanted = ("psnr", "ssim", _distance(comparison), "nuclei_count_r")
-    metrics = [m for m in wanted if any(s.metric == m and s.value is not None for s in comparison.scores)]
-    stains = list(dict.fromkeys(s.stain for s in comparison.scores if s.metric in metrics))
+    metrics = [metric for metric in wanted if any(score.metric == metric for score in known)]
+    stains = list(dict.fromkeys(score.stain for score in known if score.metric in metrics))
     colour = {stain: COLOURS[index % len(COLOURS)] for index, stain in enumerate(stains)}
+    if not metrics:
+        return None
     ticks = sorted(set(places.values()))
     entries = {entry.name: entry for entry in comparison.entries}
 
@@ -203,16 +206,15 @@ def ablation(comparison: Comparison, setting: str, places: Mapping[str, float]) 
         for panel, metric in zip(axes[0], metrics, strict=True):
             ends = []
             for stain in stains:
-                scores = [(x, comparison.score(name, metric, stain)) for name, x in places.items()]
-                known = [(x, s) for x, s in scores if s is not None and s.value is not None]
-                for x, score in known:
+                own = [(places[s.entry], s) for s in known if (s.metric, s.stain) == (metric, stain)]
+                for x, score in own:
                     _error_bar(panel, x, score, colour[stain])
                     seeds = [v for run in entries[score.entry].runs for v in _own(run.table, score, entries)]
                     if len(seeds) > 1:
                         panel.plot([x] * len(seeds), seeds, ".", color=colour[stain], alpha=0.45, markersize=4)
                 means = {
-                    x: np.mean([s.value for at, s in known if at == x and s.value is not None])
-                    for x in sorted({x for x, _ in known})
+                    x: np.mean([s.value for at, s in own if at == x and s.value is not None])
+                    for x in sorted({x for x, _ in own})
                 }
                 panel.plot(list(means), list(means.values()), "o-", color=colour[stain], markersize=4.5, linewidth=1.5)
                 if means:
@@ -223,7 +225,7 @@ def ablation(comparison: Comparison, setting: str, places: Mapping[str, float]) 
             panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             panel.margins(x=0.12, y=0.12)
             panel.grid(visible=True, axis="y")
-            panel.set(xlabel=setting, title=_axis(comparison, metric, ends[0][2] if ends else ""))
+            panel.set(xlabel=setting, title=_axis(comparison, metric, ends[0][2]))
             end_labels(panel, ends)
 
     others = [name for name, _ in varied(comparison) if name != setting]
