@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def summary(ledger: Ledger, state: Snapshot) -> str:
     units = [task for task in ledger.tasks if task.unit is not None]
     done = sum(task.name in state.finished for task in units)
     planes = len(ledger.tasks) - len(units)
-    spent = sum(row.seconds for row in rows.values())
+    spent = math.fsum(row.seconds for row in rows.values())
     lines = [
         headline(ledger, state),
         f"  units      {done} of {len(units)} done; pyramids {len(state.finished) - done} of {planes}",

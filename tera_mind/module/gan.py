@@ -48,8 +48,9 @@ class GanModule(AdversarialModule):
         path_weight: weight of the path length; 0 leaves it out.
     """
 
-    #: moving mean of the path lengths
+    #: moving mean of the path lengths, and the gradient penalty last measured
     path_mean: Tensor
+    last_r1: Tensor
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class GanModule(AdversarialModule):
         self.save_hyperparameters({"r1_gamma": r1_gamma, "path_weight": path_weight})
         self.r1_gamma, self.path_weight = r1_gamma, path_weight
         self.register_buffer("path_mean", torch.zeros(()))
+        self.register_buffer("last_r1", torch.zeros(()))
 
     def adams(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Corrected for the additional steps of the regularisers."""
@@ -84,13 +86,15 @@ class GanModule(AdversarialModule):
         return Loss(generator_loss(self.scores(fake)))
 
     def regularise_discriminator(self, optimizer: LightningOptimizer, real: Tensor, own: Tensor) -> dict[str, Tensor]:
-        if not self.r1_gamma or self.global_step % R1_EVERY:
+        if not self.r1_gamma:
             return {}
-        with torch.autocast(real.device.type, enabled=False):
-            images = real.detach().float().requires_grad_()
-            penalty = r1_penalty(self.discriminator(images, own), images)
-        self.update(optimizer, penalty * (self.r1_gamma / 2 * R1_EVERY), self.discriminator)
-        return {"r1": penalty}
+        if self.global_step % R1_EVERY == 0:
+            with torch.autocast(real.device.type, enabled=False):
+                images = real.detach().float().requires_grad_()
+                penalty = r1_penalty(self.discriminator(images, own), images)
+            self.update(optimizer, penalty * (self.r1_gamma / 2 * R1_EVERY), self.discriminator)
+            self.last_r1 = torch.where(penalty.isfinite(), penalty.detach(), self.last_r1)
+        return {"r1": self.last_r1}
 
     def regularise_generator(self, optimizer: LightningOptimizer, counts: Tensor, batch: Batch) -> dict[str, Tensor]:
         if not self.path_weight:
