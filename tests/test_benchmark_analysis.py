@@ -30,6 +30,7 @@ def test_costs_are_a_table_and_a_line_of_json(analysis, capsys):
     assert any(torch.__version__ in line for line in table)
 
 
+@pytest.mark.slow
 def test_an_intervention_costs_two_generations(analysis, capsys):
     assert analysis.main(["--tiny", "--device", "cpu", "--part", "intervention"]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["intervention"]

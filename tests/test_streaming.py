@@ -111,6 +111,7 @@ def test_blocks_give_the_figures_of_the_whole(blocks, whole):
     np.testing.assert_allclose(blocks.arrays["nucleus_distance/real"], whole.arrays["nucleus_distance/real"])
 
 
+@pytest.mark.slow  # a killed evaluation that goes on with another number of workers proves it as well
 def test_one_worker_and_four_agree_bit_by_bit(case, blocks):
     four = evaluate(case.brain, case.volumes, TRAIN, replace(SETTINGS, block_px=192, workers=4))
     assert blocks.to_json() == four.to_json()
