@@ -92,7 +92,7 @@ def test_nothing_of_another_kind_is_replaced(case, tmp_path):
         ("volumes/strength_1.zarr", "brain", "store of format brain .*expected volume"),
         ("change.zarr", "brain", "store of format brain .*expected map"),
         ("summary.json", '{"format": "attention"}', "no summary of this command"),
-        ("film.gif", None, "is a folder where a picture is written"),
+        ("film.gif", None, "is a folder where a file is written"),
         ("volumes", "text", "is a file where a folder is needed"),
     ):
         path = tmp_path / "out" / name

@@ -109,7 +109,7 @@ def run(arguments: Sequence[str]) -> int:
 def _check_out(options: argparse.Namespace) -> None:
     """The output folder is new, empty, one to go on with, or to be replaced; never an input or a store."""
     from tera_mind.cli.attention_compare import check_comparable
-    from tera_mind.formats.replaceable import check_apart, check_replaceable, check_summary, kind_of
+    from tera_mind.formats.replaceable import check_apart, check_folder, check_replaceable, check_summary
 
     if options.seed < 0:
         raise InputError(f"--seed must be 0 or more, got {options.seed}")
@@ -121,13 +121,9 @@ def _check_out(options: argparse.Namespace) -> None:
         check_comparable(folder)
     if not out.exists():
         return
-    if not out.is_dir() or kind_of(out) is not None:
-        raise InputError(f"{out} is a file or a store, --out names a folder for several files; choose another one")
+    check_folder(out, (PARTNERS, BLOCKS, PAGE, *_FIGURES))
     check_summary(out / SUMMARY, _FORMAT)
     check_replaceable(out / MAP, ("map",), [])
-    for name in (PARTNERS, BLOCKS, PAGE, *_FIGURES):
-        if (out / name).is_dir():
-            raise InputError(f"{out / name} is a folder where a file is written; choose another --out")
     if (out / SUMMARY).exists() and not options.overwrite and not options.dry_run:
         raise InputError(f"{out} holds a finished analysis: give --overwrite or another --out")
 

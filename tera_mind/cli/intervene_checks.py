@@ -23,7 +23,7 @@ from tera_mind.cli.intervene_run import (
 from tera_mind.effects.nulls import null_intervention
 from tera_mind.errors import InputError, PanelMismatchError
 from tera_mind.formats.brain import Brain
-from tera_mind.formats.replaceable import check_apart, check_replaceable, check_summary, kind_of
+from tera_mind.formats.replaceable import check_apart, check_folder, check_replaceable, check_summary
 from tera_mind.sampling.counts import panel_index
 from tera_mind.sampling.launch import check_space, found, plan_of
 
@@ -60,15 +60,11 @@ def check_out(options: argparse.Namespace, strengths: tuple[float, ...]) -> None
     check_apart(out, given)
     if not out.exists():
         return
-    if not out.is_dir() or kind_of(out) is not None:
-        raise InputError(f"{out} is a file or a store, --out names a folder for several files; choose another")
+    check_folder(out, (FILM, FILMSTRIP))
     check_summary(out / SUMMARY, FORMAT)
     check_replaceable(out / MAP, ("map",), [])
     for strength in strengths:
         check_replaceable(volume_path(out, strength), ("volume",), [])
-    for name in (FILM, FILMSTRIP):
-        if (out / name).is_dir():
-            raise InputError(f"{out / name} is a folder where a picture is written; choose another --out")
     for folder in (POPULATIONS, volume_path(Path(), 0.0).parent):
         if (out / folder).exists() and not (out / folder).is_dir():
             raise InputError(f"{out / folder} is a file where a folder is needed; choose another --out")

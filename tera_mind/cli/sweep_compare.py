@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tera_mind.formats.atomic import atomic_file
-from tera_mind.sweep.capacity import capacities, capacity_csv, capacity_markdown, declared_budget
-from tera_mind.sweep.controls import controls, controls_csv, controls_markdown
+from tera_mind.sweep.capacity import COLUMNS as CAPACITY
+from tera_mind.sweep.capacity import capacities, capacity_markdown, declared_budget
+from tera_mind.sweep.controls import COLUMNS as CONTROLS
+from tera_mind.sweep.controls import controls, controls_markdown
 from tera_mind.sweep.definition import written
 from tera_mind.sweep.plan import Plan, Run, point_name
+from tera_mind.sweep.results import lines_csv
 from tera_mind.sweep.state import state_of
 
 FOLDER = "comparison"
@@ -73,9 +76,9 @@ def _comparison(plan: Plan, runs: Sequence[Run], done: Sequence[Run], out: Path)
     report = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     definition = report_definition(report, PROJECT, out.name, [drawing.name for drawing in drawings], capacity)
     texts = {
-        "controls.csv": controls_csv(treated),
+        "controls.csv": lines_csv(CONTROLS, treated),
         "controls.md": controls_markdown(treated),
-        "capacity.csv": capacity_csv(lines),
+        "capacity.csv": lines_csv(CAPACITY, lines),
         "capacity.md": capacity,
         "wandb_report.json": definition_text(definition),
     }

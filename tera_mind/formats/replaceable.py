@@ -48,6 +48,15 @@ def check_apart(path: Path, inputs: Iterable[Path]) -> None:
             raise InputError(f"{path} lies inside the input {source}; name an output outside")
 
 
+def check_folder(path: Path, files: Iterable[str]) -> None:
+    """Raise `InputError` where a folder of files cannot be at `path`, or a folder is where one of them goes."""
+    if not path.is_dir() or kind_of(path) is not None:
+        raise InputError(f"{path} is a file or a store, --out names a folder for several files; choose another")
+    for name in files:
+        if (path / name).is_dir():
+            raise InputError(f"{path / name} is a folder where a file is written; choose another --out")
+
+
 def check_summary(path: Path, kind: str) -> None:
     """Raise `InputError` where another command's summary, or no summary at all, lies at `path`."""
     if (path.exists() or path.is_symlink()) and _read(path).get("format") != kind:

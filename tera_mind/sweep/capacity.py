@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -38,15 +36,6 @@ def capacities(plan: Plan, runs: Sequence[Run]) -> list[dict[str, Any]]:
             line = {key: record.get(key) for key in COLUMNS} | {"name": name, "run": run.name, "seconds": seconds}
             found.append(line)
     return found
-
-
-def capacity_csv(lines: Sequence[dict[str, Any]]) -> str:
-    """Header `COLUMNS`, a line a trained network."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
 
 
 def capacity_markdown(lines: Sequence[dict[str, Any]]) -> str:

@@ -6,8 +6,6 @@ whose three scores are alike has not used them, however good they are.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,15 +46,6 @@ def _mean(rows: Sequence[Mapping[str, Any] | None]) -> float | None:
     values = [None if row is None else row["value"] for row in rows]
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None
-
-
-def controls_csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Header `COLUMNS`, a line a method and metric; what there is not is empty."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
 
 
 def controls_markdown(lines: Sequence[Mapping[str, Any]]) -> str:

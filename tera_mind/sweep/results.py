@@ -86,6 +86,15 @@ def write_tables(table: Mapping[str, Any], out: Path) -> list[Path]:
     return [out / name for name in texts]
 
 
+def lines_csv(columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
+    """A header and a line each; None is empty."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
 def as_csv(table: Mapping[str, Any]) -> str:
     """A line a run: settings, seed, status, then value, low and high of each metric."""
     names = [column(metric) for metric in table["metrics"]]
